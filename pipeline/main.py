@@ -1,0 +1,91 @@
+"""The command: reads the options, runs the job, and ends with a line and a code that say how it went."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from pipeline.graph import build
+from pipeline.options import HistoryOptions, UsageError, config_of, parse
+from runners.config import JobConfig
+from runners.direct import DirectJob
+from transforms.commit import ChainError
+from transforms.kube import Cluster, ConfigError, KubeError
+from transforms.store import StoreError
+
+_LOG = logging.getLogger("kube-history")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the job. 0: all that was read is written. 1: it could not go on. 2: a parameter is wrong."""
+    try:
+        options = parse(argv)
+        config = config_of(options)
+    except UsageError as error:
+        print(f"python -m pipeline: {error} (see --help)", file=sys.stderr)
+        return 2
+    _log_to_stderr(config.debug)
+    try:
+        with _demo(options, config) as ready:
+            _run(ready)
+    except (ConfigError, KubeError, StoreError, ChainError, OSError) as error:
+        _LOG.error("%s", " ".join(str(error).split()), exc_info=config.debug)
+        return 1
+    except Exception as error:  # nobody is served by a traceback through Beam; --debug shows it
+        _LOG.error(
+            "unexpected %s: %s; what was read since the last commit is read again at the next start (--debug shows more)",
+            type(error).__name__,
+            " ".join(str(error).split())[:500],
+            exc_info=config.debug,
+        )
+        return 1
+    return 0
+
+
+def _run(config: JobConfig) -> None:
+    job = DirectJob(config, build)
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        # A second signal ends the process where it stands, which is as safe as kill -9.
+        for either in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(either, lambda again, _: os._exit(128 + again))
+        _LOG.warning("%s: ends after this epoch; once more ends at once", signal.Signals(number).name)
+        job.stop()
+
+    for either in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(either, on_signal)
+    job.run()
+
+
+@contextlib.contextmanager
+def _demo(options: HistoryOptions, config: JobConfig) -> Iterator[JobConfig]:
+    """The configuration, with the embedded demo cluster's kubeconfig where --demo asks for it."""
+    if not options.demo:
+        yield config
+        return
+    from pipeline.demo import demo_cluster
+
+    with demo_cluster() as cluster, tempfile.TemporaryDirectory(prefix="kube-history-demo-") as directory:
+        kubeconfig = str(cluster.write_kubeconfig(os.path.join(directory, "kubeconfig")))
+        clusters = (Cluster(config.clusters[0].name, kubeconfig),)
+        settings = dataclasses.replace(config.settings, clusters=clusters)
+        yield dataclasses.replace(config, clusters=clusters, settings=settings)
+
+
+def _log_to_stderr(debug: bool) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(message)s",
+        level=logging.DEBUG if debug else logging.INFO,
+        force=True,
+    )
+    if not debug:
+        for name in ("apache_beam", "root", "botocore", "boto3", "urllib3", "kubernetes"):
+            logging.getLogger(name).setLevel(logging.ERROR)

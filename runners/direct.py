@@ -1,0 +1,207 @@
+"""`--runner DirectRunner`: micro-batches of the one graph on Beam's in-process FnApiRunner, each committed as a whole.
+
+Beam's own DirectRunner does not stream a graph with a self-checkpointing source, keyed state and side inputs; a bounded
+run of it is right and fast. So the readers watch all the time, and every batch interval, or as soon as enough is there,
+an epoch runs the graph over what they hold; then its commit is written; then its additions become the carried state. An
+epoch that fails leaves no trace but segments that the next start finds and takes in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from runners.config import JobConfig
+from runners.display import Display
+from runners.history import Epoch, History
+from transforms import codec, layout
+from transforms.carried import Process
+from transforms.kube import KubeError, Reader, relist
+from transforms.types import Position, Target
+from transforms.watch import RESOURCES, Assignment
+
+_LOG = logging.getLogger(__name__)
+
+_QUIET_S = 60.0  # a quiet cluster costs one commit a minute
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochOutputs:
+    """The PCollections that an epoch's commit is made of; the names are those of `Epoch.of`."""
+
+    progress: beam.PCollection
+    gaps: beam.PCollection
+    seen: beam.PCollection
+    segments: beam.PCollection
+    sequences: beam.PCollection
+    dead: beam.PCollection
+
+
+Build = Callable[[beam.Pipeline, JobConfig, Process, Sequence[Assignment]], EpochOutputs]
+
+
+class _CollectFn(beam.DoFn):
+    def __init__(self, process: Process, name: str) -> None:
+        self._process, self._name = process, name
+
+    def setup(self) -> None:
+        self._outputs = self._process.acquire().outputs[self._name]
+
+    def process(self, element: Any) -> None:
+        self._outputs.append(element)
+
+
+class DirectJob:
+    """Runs epochs until it is stopped, has run its time, or (once) has read what is there."""
+
+    def __init__(self, config: JobConfig, build: Build) -> None:
+        self._config, self._build = config, build
+        self._process = Process(config.settings)
+        self._carried = self._process.acquire()
+        self._readers = self._carried.readers
+        self._run_id = uuid.uuid4().hex[:12]
+        self._histories: dict[str, History] = {}
+        self._targets: list[Target] = []
+        self._stopping = False
+        self._ends_at = time.monotonic() + config.run_for_s if config.run_for_s else float("inf")
+        self._last_epoch = 0.0
+        self._display = Display(self._readers)
+
+    def run(self) -> None:
+        """Returns when all that was read is committed. Raises what `main` turns into one line."""
+        try:
+            self._start()
+            while self._wait():
+                self._epoch()
+            self._drain()
+        finally:
+            self._readers.close()
+            self._display.close()
+
+    def stop(self) -> None:
+        """Ends the job after the epoch that runs. A sink that does not answer is given one batch interval more."""
+        self._stopping = True
+        self._readers.wake()
+        timer = threading.Timer(self._config.batch_interval_s, self._carried.stopping.set)
+        timer.daemon = True
+        timer.start()
+
+    # --- start ---
+
+    def _start(self) -> None:
+        self._carried.store.check()
+        self._carried.store.create(layout.SCHEMA, codec.descriptor_set())
+        for cluster in self._config.clusters:
+            connection = self._readers.connection(cluster.name)
+            history = History(
+                self._carried,
+                cluster.name,
+                connection.identity(),
+                self._run_id,
+                self._config.settings.timing.event_ttl_s,
+            )
+            known = history.open()
+            self._histories[cluster.name] = history
+            targets = [
+                Target(cluster.name, resource, namespace)
+                for resource in RESOURCES
+                for namespace in self._config.namespaces or ("",)
+            ]
+            self._check_rights([target for target in targets if target.resource == "events"])
+            self._targets += targets
+            _LOG.info(
+                "%s: %s the history of %s", cluster.name, "goes on with" if known else "begins", connection.server
+            )
+        for assignment in self._assignments():
+            self._readers.reader(assignment.target, RESOURCES[assignment.target.resource], assignment.position)
+
+    def _check_rights(self, events: Sequence[Target]) -> None:
+        """Raises KubeError when a cluster's events can be read nowhere."""
+        refusals = []
+        for target in events:
+            try:
+                connection = self._readers.connection(target.cluster)
+                connection.get(RESOURCES["events"].path(target.namespace), {"limit": 1}).drain_conn()
+            except KubeError as error:
+                if not error.refused:
+                    raise
+                refusals.append(error)
+        if len(refusals) == len(events):
+            raise refusals[0]
+
+    def _assignments(self) -> list[Assignment]:
+        """Every target at its committed position; `once` begins with a list: a watch can't say that it has caught up."""
+        assignments = []
+        for target in self._targets:
+            position = self._histories[target.cluster].positions.get(target.key, Position())
+            if self._config.once and not self._last_epoch and not position.listing:
+                position = relist(position)
+            assignments.append(Assignment(target, position))
+        return assignments
+
+    # --- epochs ---
+
+    def _wait(self) -> bool:
+        """Waits until an epoch is due; False when there is to be no more but what the readers hold."""
+        if not self._last_epoch:
+            self._readers.wait(lambda: self._due() or all(r.caught_up for r in self._sources()), self._left())
+        else:
+            quiet = self._last_epoch + min(_QUIET_S, self._config.snapshot_interval_s) - time.monotonic()
+            if self._readers.wait(lambda: self._due() or self._anything(), min(self._left(), quiet)):
+                self._readers.wait(self._due, min(self._left(), self._config.batch_interval_s))
+        if time.monotonic() >= self._ends_at:
+            self._stopping = True
+        return not self._stopping and not all(reader.done and not reader.waiting for reader in self._sources())
+
+    def _drain(self) -> None:
+        """Stops reading, and runs epochs until nothing that was read is left."""
+        for reader in self._sources():
+            reader.close()
+        while self._anything():
+            self._epoch()
+
+    def _sources(self) -> list[Reader]:
+        return [reader for target in self._targets if (reader := self._readers.of(target)) is not None]
+
+    def _due(self) -> bool:
+        sources = self._sources()
+        return self._stopping or any(r.full or r.error for r in sources) or all(r.done for r in sources)
+
+    def _anything(self) -> bool:
+        return any(reader.waiting or reader.error for reader in self._sources())
+
+    def _left(self) -> float:
+        return self._ends_at - time.monotonic()
+
+    def _epoch(self) -> None:
+        """One bounded run of the graph over what the readers hold, and its commits."""
+        began_us = time.time_ns() // 1000
+        if not self._last_epoch:
+            for history in self._histories.values():
+                history.check_alone()
+        self._carried.outputs.clear()
+        pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+        outputs = self._build(pipeline, self._config, self._process, self._assignments())
+        for field in dataclasses.fields(outputs):
+            collected = getattr(outputs, field.name)
+            _ = collected | f"Collect {field.name}" >> beam.ParDo(_CollectFn(self._process, field.name))
+        try:
+            pipeline.run().wait_until_finish()
+        except Exception as error:
+            if self._carried.failure is not None:
+                raise self._carried.failure from error
+            raise
+        epoch = Epoch.of(began_us, self._carried.outputs)
+        for history in self._histories.values():
+            history.commit(epoch)
+        self._last_epoch = time.monotonic()
+        self._display.epoch(epoch)

@@ -1,0 +1,249 @@
+"""Deduplicate: keyed by shard; what passes is news, and says by how much the count of its Event grew.
+
+Plain part: `Seen`, the memory of UIDs, and `news_of`. Beam part: a stateful DoFn whose bag holds what the bundles of one
+run added to that memory. In micro-batches the memory of the epochs before comes in by handle (`carried`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import msgspec
+from apache_beam.coders import BytesCoder
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow
+
+from transforms.carried import Process
+from transforms.coders import typed
+from transforms.types import Change, Changes, Event, News, NewsChunk, ObjectMeta, Service
+
+# --- plain ------------------------------------------------------------------------------------
+
+_ENTRY = struct.Struct(">16sQII")  # UID, version (0: forgotten), count, when (s)
+_COUNT_MAX = 2**32 - 1
+
+
+class Seen:
+    """The memory of what was written: Event UID → (version, count, when), and the Services as they were.
+
+    An entry takes about 170 bytes in memory and 32 encoded. `base` is looked in where this one has no entry and is never
+    changed: so a run's additions stay apart until they are committed (`merge`).
+    """
+
+    def __init__(self, base: Seen | None = None) -> None:
+        self._events: dict[bytes, int] = {}
+        self._services: dict[str, Service | None] = {}
+        self._base = base
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def event(self, uid: str) -> tuple[int, int] | None:
+        """(version, count) of the last record of an Event, None when there was none."""
+        packed = self._packed(_key(uid))
+        return (packed >> 64, packed >> 32 & _COUNT_MAX) if packed else None
+
+    def saw_event(self, uid: str, version: int, count: int, when_us: int) -> None:
+        self._events[_key(uid)] = version << 64 | min(count, _COUNT_MAX) << 32 | when_us // 1_000_000
+
+    def forget_event(self, uid: str) -> None:
+        self._events[_key(uid)] = 0
+
+    def service(self, uid: str) -> Service | None:
+        if uid in self._services or self._base is None:
+            return self._services.get(uid)
+        return self._base.service(uid)
+
+    def saw_service(self, uid: str, service: Service | None) -> None:
+        """Remembers a Service as it is now; None forgets it."""
+        self._services[uid] = service
+
+    def merge(self, addition: bytes) -> None:
+        """Takes in what `encode` gave of another; later entries win, and what was forgotten goes."""
+        size = int.from_bytes(addition[:4], "big")
+        for key, version, count, when in _ENTRY.iter_unpack(addition[4 : 4 + size]):
+            if version or self._base is not None:  # what a base holds can only be masked
+                self._events[key] = version and version << 64 | count << 32 | when
+            else:
+                self._events.pop(key, None)
+        for uid, service in _SERVICES.decode(addition[4 + size :]).items():
+            if service is not None or self._base is not None:
+                self._services[uid] = service
+            else:
+                self._services.pop(uid, None)
+
+    def expire(self, before_us: int) -> None:
+        """Forgets the Events last written before a time."""
+        before = before_us // 1_000_000
+        for key in [key for key, packed in self._events.items() if packed & _COUNT_MAX < before]:
+            del self._events[key]
+
+    def _packed(self, key: bytes) -> int:
+        packed = self._events.get(key)
+        if packed is None:
+            return self._base._packed(key) if self._base is not None else 0
+        return packed
+
+    def encode(self) -> bytes:
+        """This memory, without its base."""
+        entries = b"".join(
+            _ENTRY.pack(key, packed >> 64, packed >> 32 & _COUNT_MAX, packed & _COUNT_MAX)
+            for key, packed in self._events.items()
+        )
+        return len(entries).to_bytes(4, "big") + entries + msgspec.msgpack.encode(self._services)
+
+
+_SERVICES = msgspec.msgpack.Decoder(dict[str, Service | None])
+
+
+def news_of(changes: Changes, seen: Seen) -> NewsChunk:
+    """What of a chunk is new to `seen`, which takes it in.
+
+    An Event is news when its UID is new, or when its count grew. One whose count fell began to count anew. A Service is
+    news when it is new, gone, or differs in what a record shows of it. DELETED of an Event is its TTL: it is forgotten.
+    """
+    events = [news for change in changes.events if (news := _event_news(change, seen))]
+    services = [change_of for change in changes.services if (change_of := _service_news(change, seen))]
+    return NewsChunk(changes.cluster, events, services)
+
+
+def reported_count(event: Event) -> int:
+    """How often an Event says that it occurred: series.count, else count, else 1."""
+    series = event.series.count if event.series else None
+    return max(1, series or 1, event.count or 1)
+
+
+def version_of(metadata: ObjectMeta) -> int:
+    """A resourceVersion as a number (KEP-5504); 0 when it is none, and then only counts tell what is new."""
+    version = metadata.resource_version
+    return int(version) if version.isdecimal() else 0
+
+
+def _event_news(change: Change[Event], seen: Seen) -> News[Event] | None:
+    event = change.object
+    uid = event.metadata.uid
+    if change.type == "DELETED":
+        seen.forget_event(uid)
+        return None
+    version, count = version_of(event.metadata), reported_count(event)
+    known = seen.event(uid)
+    occurrences = count
+    if known is not None:
+        known_version, known_count = known
+        if version and version <= known_version:
+            return None
+        occurrences = count - known_count if count >= known_count else count
+    seen.saw_event(uid, version, count, change.observed_us)
+    return News(change.type, event, change.observed_us, occurrences) if occurrences else None
+
+
+def _service_news(change: Change[Service], seen: Seen) -> News[Service] | None:
+    service = _kept(change.object)
+    uid = service.metadata.uid
+    known = seen.service(uid)
+    if change.type == "DELETED":
+        seen.saw_service(uid, None)
+        return News("DELETED", service, change.observed_us, 1, known)
+    if known is None:
+        seen.saw_service(uid, service)
+        return News(change.type, service, change.observed_us)
+    if version_of(service.metadata) <= version_of(known.metadata):
+        return None
+    seen.saw_service(uid, service)
+    same = service.spec == known.spec and service.metadata.labels == known.metadata.labels
+    return None if same else News("MODIFIED", service, change.observed_us, 1, known)
+
+
+def _kept(service: Service) -> Service:
+    """A Service without what no record shows: its memory lasts as long as it does."""
+    metadata = service.metadata
+    kept = ObjectMeta(
+        name=metadata.name,
+        namespace=metadata.namespace,
+        uid=metadata.uid,
+        resource_version=metadata.resource_version,
+        creation_timestamp=metadata.creation_timestamp,
+        labels=metadata.labels,
+    )
+    return Service(metadata=kept, spec=service.spec)
+
+
+def _key(uid: str) -> bytes:
+    """16 bytes for a UID: the UUID's own, or a digest of what is no UUID."""
+    if len(uid) == 36:
+        try:
+            return bytes.fromhex(uid.replace("-", ""))
+        except ValueError:
+            pass
+    return hashlib.blake2b(uid.encode(), digest_size=16).digest()
+
+
+# --- Beam -------------------------------------------------------------------------------------
+
+
+class _DeduplicateFn(beam.DoFn):
+    ADDED = BagStateSpec("added", BytesCoder())
+    END = TimerSpec("end", TimeDomain.WATERMARK)
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def setup(self) -> None:
+        self._carried = self._process.acquire()
+
+    def start_bundle(self) -> None:
+        self._memories: dict[str, Seen] = {}
+
+    def process(
+        self,
+        element: tuple[str, Changes],
+        added: Any = beam.DoFn.StateParam(ADDED),
+        end: Any = beam.DoFn.TimerParam(END),
+    ) -> Iterator[tuple[str, NewsChunk]]:
+        shard, changes = element
+        memory = self._memories.get(shard)
+        if memory is None:
+            memory = self._memories[shard] = Seen(self._carried.seen(changes.cluster))
+            for addition in added.read():
+                memory.merge(addition)
+            end.set(GlobalWindow().max_timestamp())
+        news, addition = deduplicate(changes, memory)
+        added.add(addition)
+        if news.events or news.services:
+            yield shard, news
+
+    @on_timer(END)
+    def end_of_input(
+        self, shard: Any = beam.DoFn.KeyParam, added: Any = beam.DoFn.StateParam(ADDED)
+    ) -> Iterable[beam.pvalue.TaggedOutput]:
+        for addition in added.read():
+            yield beam.pvalue.TaggedOutput("seen", (shard, addition))
+
+
+def deduplicate(changes: Changes, memory: Seen) -> tuple[NewsChunk, bytes]:
+    """The news of a chunk, and what it adds to the memory, encoded."""
+    chunk = Seen(memory)
+    news = news_of(changes, chunk)
+    addition = chunk.encode()
+    memory.merge(addition)
+    return news, addition
+
+
+@dataclasses.dataclass
+class Deduplicate(beam.PTransform):
+    """(shard, Changes) → (shard, NewsChunk) as `news`, and (shard, bytes) as `seen` when the input ends.
+
+    Every `seen` output, merged in order, is what this run adds to the carried memory.
+    """
+
+    process: Process
+
+    def expand(self, changes: beam.PCollection) -> Any:
+        outputs = changes | "Deduplicate" >> beam.ParDo(_DeduplicateFn(self.process)).with_outputs("seen", main="news")
+        return typed(outputs, seen=tuple[str, bytes], news=tuple[str, NewsChunk])

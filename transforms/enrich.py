@@ -1,0 +1,90 @@
+"""Enrich: news → finished records, with what was true of the involved object at the event's time.
+
+Logic is in `record`, over `facts` and `associate`. An event that can't be made a record is a dead letter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import msgspec
+
+from transforms.carried import Process
+from transforms.coders import typed
+from transforms.facts import Facts
+from transforms.record import event_record, gap_record, service_record
+from transforms.types import DeadLetter, Encoded, EncodedChunk, Gap, News, NewsChunk
+from transforms.watch import shard_key
+
+# --- plain ------------------------------------------------------------------------------------
+
+
+def enrich(chunk: NewsChunk, facts: Facts) -> tuple[list[Encoded], list[DeadLetter]]:
+    """The records of a chunk, in its order, and what could not become one."""
+    records: list[Encoded] = []
+    dead: list[DeadLetter] = []
+    builders: tuple[tuple[str, Any, Sequence[News[Any]]], ...] = (
+        ("events", event_record, chunk.events),
+        ("services", service_record, chunk.services),
+    )
+    for resource, build, items in builders:
+        for news in items:
+            try:
+                records.append(build(chunk.cluster, news, facts))
+            except Exception as error:  # an object that breaks our code must not stop the job, nor be lost
+                dead.append(_dead(chunk.cluster, resource, news, error))
+    return records, dead
+
+
+def _dead(cluster: str, resource: str, news: News[Any], error: Exception) -> DeadLetter:
+    reason = f"not enriched: {type(error).__name__}: {error}"
+    return DeadLetter(cluster, resource, reason, msgspec.json.encode(news.object), news.observed_us)
+
+
+# --- Beam -------------------------------------------------------------------------------------
+
+
+class _EnrichFn(beam.DoFn):
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def setup(self) -> None:
+        self._carried = self._process.acquire()
+
+    def process(self, element: tuple[str, NewsChunk], current: str) -> Iterator[tuple[str, EncodedChunk]]:
+        shard_key, chunk = element
+        records, dead = enrich(chunk, self._carried.facts(chunk.cluster))
+        if records:
+            yield shard_key, EncodedChunk(records)
+        for letter in dead:
+            yield beam.pvalue.TaggedOutput("dead", letter)
+
+
+@dataclasses.dataclass
+class Enrich(beam.PTransform):
+    """(shard key, NewsChunk) → `records` (shard key, EncodedChunk) and `dead` DeadLetter; `current` is the side input."""
+
+    process: Process
+    current: beam.pvalue.AsSideInput
+
+    def expand(self, news: beam.PCollection) -> Any:
+        outputs = news | "Enrich" >> beam.ParDo(_EnrichFn(self.process), self.current).with_outputs(
+            "dead", main="records"
+        )
+        return typed(outputs, dead=DeadLetter, records=tuple[str, EncodedChunk])
+
+
+class _GapRecordFn(beam.DoFn):
+    def process(self, gap: Gap) -> Iterator[tuple[str, EncodedChunk]]:
+        record = gap_record(gap.target, gap.from_us, gap.to_us or gap.from_us, gap.why)
+        yield shard_key(gap.target.cluster, 0), EncodedChunk([record])
+
+
+class GapRecords(beam.PTransform):
+    """Gap → (shard key, EncodedChunk): what could not be had is in the data, too."""
+
+    def expand(self, gaps: beam.PCollection) -> Any:
+        return gaps | "Gap" >> beam.ParDo(_GapRecordFn())

@@ -1,0 +1,276 @@
+"""WatchResources: the unbounded source, a splittable DoFn over list+watch.
+
+Element: an `Assignment`, a target and where to begin. Restriction: a `Span`, how far its history has been read.
+The same DoFn reads a bounded epoch (what the reader has buffered, then the span ends) and an unbounded stream (then it
+checkpoints itself, at least once a second). Readers keep watching between two calls of `process`, so that a call costs no
+request. A position is claimed before what lies before it goes out: a split never leaves an object to two sides or none.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import msgspec
+from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import Duration, Timestamp
+
+from transforms.carried import Process
+from transforms.coders import StructCoder, typed
+from transforms.decode import Decoder, Undecodable
+from transforms.kube import Frame, Resource
+from transforms.types import (
+    Change,
+    Changes,
+    DeadLetter,
+    Event,
+    Gap,
+    ObjectReference,
+    Position,
+    Progress,
+    Service,
+    Target,
+)
+
+# --- API --------------------------------------------------------------------------------------
+
+RESOURCES = {
+    "events": Resource("v1", "events", bookmarks=False),
+    "services": Resource("v1", "services"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Which Events are kept; an empty field keeps all. Reasons, types and kinds compare exactly."""
+
+    exclude_namespaces: frozenset[str] = frozenset()
+    reasons: frozenset[str] = frozenset()
+    types: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset()
+
+    def keeps(self, event: Event) -> bool:
+        involved = event.involved_object
+        return not (
+            (self.reasons and event.reason not in self.reasons)
+            or (self.types and event.type not in self.types)
+            or (self.kinds and involved.kind not in self.kinds)
+            or event.metadata.namespace in self.exclude_namespaces
+        )
+
+    @property
+    def selector(self) -> str:
+        """The part that the API server can do: a field selector."""
+        return ",".join(f"metadata.namespace!={namespace}" for namespace in sorted(self.exclude_namespaces))
+
+
+class Assignment(msgspec.Struct, frozen=True, array_like=True):
+    """A target, and the position from which it is read."""
+
+    target: Target
+    position: Position = Position()
+
+
+# --- state, coder, tracker --------------------------------------------------------------------
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """The restriction: what follows `position`; `ended` when nothing more is to be read of it."""
+
+    position: Position
+    ended: bool = False
+
+
+class SpanTracker(RestrictionTracker):
+    """Claims positions in order; None claims the end. A split gives all that was not claimed to the residual."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def current_restriction(self) -> Span:
+        return self._span
+
+    def try_claim(self, position: Position | None) -> bool:
+        if self._span.ended:
+            return False
+        self._span = Span(self._span.position, True) if position is None else Span(position)
+        return True
+
+    def try_split(self, fraction_of_remainder: float) -> tuple[Span, Span] | None:
+        if self._span.ended:
+            return None
+        residual = self._span
+        self._span = Span(residual.position, True)
+        return self._span, residual
+
+    def check_done(self) -> bool:
+        if not self._span.ended:
+            raise ValueError(f"expected the span to be claimed to its end or checkpointed, got {self._span!r}")
+        return True
+
+    def current_progress(self) -> RestrictionProgress:
+        ended = float(self._span.ended)
+        return RestrictionProgress(completed=ended, remaining=1.0 - ended)
+
+    def is_bounded(self) -> bool:
+        return self._span.ended
+
+
+class _SpanProvider(RestrictionProvider):
+    def initial_restriction(self, assignment: Assignment) -> Span:
+        return Span(assignment.position)
+
+    def create_tracker(self, span: Span) -> SpanTracker:
+        return SpanTracker(span)
+
+    def restriction_size(self, assignment: Assignment, span: Span) -> int:
+        return 0 if span.ended else 1
+
+    def restriction_coder(self) -> StructCoder:
+        return StructCoder(Span)
+
+
+# --- plain ------------------------------------------------------------------------------------
+
+
+class FrameReader:
+    """Frames of one target → chunks by shard, and beside them what could not be decoded; no Beam, no HTTP."""
+
+    def __init__(self, target: Target, shards: int, keep: Filter) -> None:
+        self._target, self._shards, self._filter = target, shards, keep
+        self._decoder: Decoder[Any] = Decoder(Event if target.resource == "events" else Service)
+
+    def decode(self, frame: Frame) -> tuple[list[Change[Any]], list[Undecodable]]:
+        if frame.kind == "page":
+            changes, bad = self._decoder.page(frame.items[0], frame.received_us, frame.floor)
+        else:
+            changes, bad = self._decoder.lines(frame.items, frame.received_us)
+        if self._target.resource == "events":
+            changes = [change for change in changes if self._filter.keeps(change.object)]
+        elif self._filter.exclude_namespaces:
+            excluded = self._filter.exclude_namespaces
+            changes = [change for change in changes if change.object.metadata.namespace not in excluded]
+        return changes, bad
+
+    def chunks(self, changes: list[Change[Any]]) -> Iterator[tuple[str, Changes]]:
+        """(shard key, chunk): all about one involved object has one shard, whichever the cluster's order."""
+        cluster = self._target.cluster
+        by_shard: dict[int, list[Change[Any]]] = collections.defaultdict(list)
+        if self._shards == 1:
+            by_shard[0] = changes
+        else:
+            for change in changes:
+                by_shard[shard_of(change.object, self._shards)].append(change)
+        for shard, part in by_shard.items():
+            if part:
+                events = self._target.resource == "events"
+                yield shard_key(cluster, shard), Changes(cluster, part, []) if events else Changes(cluster, [], part)
+
+
+def shard_of(item: Event | Service, shards: int) -> int:
+    """The shard of an object: an Event's is that of the object it is about."""
+    if isinstance(item, Service):
+        identity = f"Service/{item.metadata.namespace}/{item.metadata.name}"
+    else:
+        identity = _identity(item.involved_object)
+    return zlib.crc32(identity.encode()) % shards
+
+
+def shard_key(cluster: str, shard: int) -> str:
+    return f"{cluster}/{shard:02d}"
+
+
+def _identity(involved: ObjectReference) -> str:
+    return f"{involved.kind}/{involved.namespace}/{involved.name}"
+
+
+# --- Beam -------------------------------------------------------------------------------------
+
+
+class _WatchFn(beam.DoFn):
+    def __init__(self, process: Process, shards: int, keep: Filter, bounded: bool, limit: int) -> None:
+        self._process, self._shards, self._filter = process, shards, keep
+        self._bounded, self._limit = bounded, limit
+
+    def setup(self) -> None:
+        self._readers = self._process.acquire().readers
+        self._frame_readers: dict[Target, FrameReader] = {}
+
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        assignment: Assignment,
+        tracker: Any = beam.DoFn.RestrictionParam(_SpanProvider()),
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
+    ) -> Iterator[tuple[str, Changes]]:
+        target = assignment.target
+        position = tracker.current_restriction().position
+        reader = self._readers.reader(target, RESOURCES[target.resource], position)
+        read = 0
+        kinds: set[tuple[str, str]] = set()
+        for frame in reader.take(self._limit):
+            if not tracker.try_claim(frame.position):
+                return
+            position = frame.position
+            changes, bad = self._read(target, frame)
+            read += len(changes) + len(bad)
+            at = Timestamp(micros=frame.received_us)
+            for output in self._outputs(target, frame, changes, bad):
+                yield output if self._bounded else TimestampedValue(output, at)
+            if target.resource == "events":
+                kinds.update((c.object.involved_object.api_version, c.object.involved_object.kind) for c in changes)
+        if reader.error:
+            raise reader.error
+        yield beam.pvalue.TaggedOutput("progress", Progress(target, position, read, sorted(kinds)))
+        if self._bounded:
+            tracker.try_claim(None)
+            return
+        # Nothing that comes later was received earlier: the watermark moves on while the cluster is quiet.
+        watermark.set_watermark(Timestamp.now() if not reader.waiting else Timestamp(micros=position.time_us))
+        tracker.defer_remainder(Duration(seconds=0.0 if reader.waiting else 0.5))
+
+    def _read(self, target: Target, frame: Frame) -> tuple[list[Change[Any]], list[Undecodable]]:
+        if frame.kind not in ("page", "lines"):
+            return [], []
+        if target not in self._frame_readers:
+            self._frame_readers[target] = FrameReader(target, self._shards, self._filter)
+        return self._frame_readers[target].decode(frame)
+
+    def _outputs(
+        self, target: Target, frame: Frame, changes: list[Change[Any]], bad: list[Undecodable]
+    ) -> Iterator[Any]:
+        if changes:
+            yield from self._frame_readers[target].chunks(changes)
+        for item in bad:
+            letter = DeadLetter(target.cluster, target.resource, item.reason, item.data, frame.received_us)
+            yield beam.pvalue.TaggedOutput("dead", letter)
+        if frame.kind == "gap":
+            gap = Gap(target, frame.since_us, frame.received_us, frame.items[0].decode())
+            yield beam.pvalue.TaggedOutput("gaps", gap)
+
+
+@dataclasses.dataclass
+class WatchResources(beam.PTransform):
+    """Assignments → `changes` (shard key, Changes), `progress` Progress, `dead` DeadLetter, `gaps` Gap.
+
+    process: the worker's connections. shards: over how many keys a cluster's objects are spread.
+    bounded: an epoch, else a stream. limit: about how many objects one call of process reads of a target.
+    """
+
+    process: Process
+    shards: int = 1
+    keep: Filter = Filter()
+    bounded: bool = True
+    limit: int = 10_000
+
+    def expand(self, assignments: beam.PCollection) -> Any:
+        read = _WatchFn(self.process, self.shards, self.keep, self.bounded, self.limit)
+        outputs = assignments | "Read" >> beam.ParDo(read).with_outputs("progress", "dead", "gaps", main="changes")
+        return typed(outputs, progress=Progress, dead=DeadLetter, gaps=Gap, changes=tuple[str, Changes])
