@@ -14,16 +14,17 @@ from transforms.carried import Process
 from transforms.dedup import Deduplicate
 from transforms.enrich import Enrich, GapRecords
 from transforms.snapshot import ObjectSnapshots
-from transforms.watch import Assignment, WatchResources
+from transforms.types import Target
+from transforms.watch import WatchResources
 from transforms.write import WriteBatches, WriteDeadLetters
 
 
-def build(p: beam.Pipeline, config: JobConfig, process: Process, assignments: Sequence[Assignment]) -> EpochOutputs:
-    """Wires the stages. `assignments`: what is watched, and from where; an epoch's outputs are what its commit names."""
+def build(p: beam.Pipeline, config: JobConfig, process: Process, targets: Sequence[Target]) -> EpochOutputs:
+    """Wires the stages over what is watched; an epoch's outputs are what its commit is made of."""
     coders.register()
     watched = (
         p
-        | "Targets" >> beam.Create(list(assignments))
+        | "Targets" >> beam.Create(list(targets))
         | "WatchResources" >> WatchResources(process, config.shards, config.keep, limit=config.epoch_limit)
     )
     current = watched.progress | "ObjectSnapshots" >> ObjectSnapshots(process, config.namespaces)

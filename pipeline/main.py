@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -32,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"python -m pipeline: {error} (see --help)", file=sys.stderr)
         return 2
     _log_to_stderr(config.debug)
+    gc.collect()
+    gc.freeze()  # Beam's modules are a million objects that no collection needs to look at again
     try:
         with _demo(options, config) as ready:
             _run(ready)

@@ -19,6 +19,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import EmbeddedPythonEnvironment
 
 from runners.config import JobConfig
 from runners.display import Display
@@ -27,7 +28,7 @@ from transforms import codec, layout
 from transforms.carried import Process
 from transforms.kube import KubeError, Reader, relist
 from transforms.types import Position, Target
-from transforms.watch import RESOURCES, Assignment
+from transforms.watch import RESOURCES
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class EpochOutputs:
     dead: beam.PCollection
 
 
-Build = Callable[[beam.Pipeline, JobConfig, Process, Sequence[Assignment]], EpochOutputs]
+Build = Callable[[beam.Pipeline, JobConfig, Process, Sequence[Target]], EpochOutputs]
 
 
 class _CollectFn(beam.DoFn):
@@ -75,6 +76,7 @@ class DirectJob:
         self._ends_at = time.monotonic() + config.run_for_s if config.run_for_s else float("inf")
         self._last_epoch = 0.0
         self._display = Display(self._readers)
+        self._beam_options = PipelineOptions([], experiments=["beam_fn_api"])
 
     def run(self) -> None:
         """Returns when all that was read is committed. Raises what `main` turns into one line."""
@@ -121,8 +123,10 @@ class DirectJob:
             _LOG.info(
                 "%s: %s the history of %s", cluster.name, "goes on with" if known else "begins", connection.server
             )
-        for assignment in self._assignments():
-            self._readers.reader(assignment.target, RESOURCES[assignment.target.resource], assignment.position)
+        self._carry_positions()
+        for target in self._targets:
+            self._readers.reader(target, RESOURCES[target.resource], self._carried.positions[target.key])
+        self._graph = self._serialized_graph()
 
     def _check_rights(self, events: Sequence[Target]) -> None:
         """Raises KubeError when a cluster's events can be read nowhere."""
@@ -138,15 +142,22 @@ class DirectJob:
         if len(refusals) == len(events):
             raise refusals[0]
 
-    def _assignments(self) -> list[Assignment]:
-        """Every target at its committed position; `once` begins with a list: a watch can't say that it has caught up."""
-        assignments = []
+    def _carry_positions(self) -> None:
+        """Every target goes on at its committed position; `once` begins with a list: a watch can't say it caught up."""
         for target in self._targets:
             position = self._histories[target.cluster].positions.get(target.key, Position())
             if self._config.once and not self._last_epoch and not position.listing:
                 position = relist(position)
-            assignments.append(Assignment(target, position))
-        return assignments
+            self._carried.positions[target.key] = position
+
+    def _serialized_graph(self) -> Any:
+        """The graph as Beam runs it, made once: what differs from epoch to epoch is carried, not wired."""
+        pipeline = beam.Pipeline(runner=FnApiRunner(), options=self._beam_options)
+        outputs = self._build(pipeline, self._config, self._process, self._targets)
+        for field in dataclasses.fields(outputs):
+            collected = getattr(outputs, field.name)
+            _ = collected | f"Collect {field.name}" >> beam.ParDo(_CollectFn(self._process, field.name))
+        return pipeline.to_runner_api(default_environment=EmbeddedPythonEnvironment.default())
 
     # --- epochs ---
 
@@ -189,13 +200,8 @@ class DirectJob:
             for history in self._histories.values():
                 history.check_alone()
         self._carried.outputs.clear()
-        pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
-        outputs = self._build(pipeline, self._config, self._process, self._assignments())
-        for field in dataclasses.fields(outputs):
-            collected = getattr(outputs, field.name)
-            _ = collected | f"Collect {field.name}" >> beam.ParDo(_CollectFn(self._process, field.name))
         try:
-            pipeline.run().wait_until_finish()
+            FnApiRunner().run_via_runner_api(self._graph, self._beam_options).wait_until_finish()
         except Exception as error:
             if self._carried.failure is not None:
                 raise self._carried.failure from error
@@ -204,4 +210,5 @@ class DirectJob:
         for history in self._histories.values():
             history.commit(epoch)
         self._last_epoch = time.monotonic()
+        self._carry_positions()
         self._display.epoch(epoch)

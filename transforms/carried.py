@@ -20,6 +20,7 @@ from apache_beam.utils.shared import Shared
 from transforms.facts import Facts
 from transforms.kube import Cluster, Readers, Timing
 from transforms.store import Retrying, Store, StoreConfig
+from transforms.types import Position
 
 if TYPE_CHECKING:
     from transforms.dedup import Seen
@@ -37,14 +38,14 @@ class Settings:
     timing: Timing = Timing()
     once: bool = False
     selector: str = ""
-    buffer: int = 20_000
+    buffer: int = 10_000
     page_size: int = 1000
 
 
 class Carried:
     """One process's connections, what the runner carries from epoch to epoch, and what the epoch put out for it.
 
-    sequences: by "<partition>/<shard>", the next free segment number. written: identities that a dead run wrote after the
+    positions: by target key, where a target is read from. sequences: by "<partition>/<shard>", the next free segment number. written: identities that a dead run wrote after the
     newest commit, which a replay must not write again. outputs: by name.
     failure: the error that ended an epoch, as it was before Beam wrapped it.
     """
@@ -61,6 +62,7 @@ class Carried:
         self.stopping = threading.Event()
         self.store: Store = Retrying(settings.store.open(), report=_LOG.warning, stop=self.stopping.is_set)
         self.snapshots: dict[str, SnapshotReader] = {}
+        self.positions: dict[str, Position] = {}
         self.sequences: dict[str, int] = {}
         self.written: set[tuple[str, str]] = set()
         self.outputs: dict[str, list[Any]] = collections.defaultdict(list)

@@ -16,7 +16,6 @@ from transforms.types import (
     Changes,
     DeadLetter,
     Encoded,
-    EncodedChunk,
     Gap,
     NewsChunk,
     Position,
@@ -76,5 +75,5 @@ def typed(outputs: beam.pvalue.DoOutputsTuple, **types: Any) -> beam.pvalue.DoOu
 
 def register() -> None:
     """Tells Beam's registry of the coders; idempotent, and called where a graph is built."""
-    for struct in (Changes, DeadLetter, Encoded, EncodedChunk, Gap, NewsChunk, Position, Progress, Segment, Target):
+    for struct in (Changes, DeadLetter, Encoded, Gap, NewsChunk, Position, Progress, Segment, Target):
         beam.coders.registry.register_coder(struct, _coder_class(struct))

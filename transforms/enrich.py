@@ -12,11 +12,12 @@ from typing import Any
 import apache_beam as beam
 import msgspec
 
+from transforms.batch import encode_records
 from transforms.carried import Process
 from transforms.coders import typed
 from transforms.facts import Facts
 from transforms.record import event_record, gap_record, service_record
-from transforms.types import DeadLetter, Encoded, EncodedChunk, Gap, News, NewsChunk
+from transforms.types import DeadLetter, Encoded, Gap, News, NewsChunk
 from transforms.watch import shard_key
 
 # --- plain ------------------------------------------------------------------------------------
@@ -54,18 +55,18 @@ class _EnrichFn(beam.DoFn):
     def setup(self) -> None:
         self._carried = self._process.acquire()
 
-    def process(self, element: tuple[str, NewsChunk], current: str) -> Iterator[tuple[str, EncodedChunk]]:
+    def process(self, element: tuple[str, NewsChunk], current: str) -> Iterator[tuple[str, bytes]]:
         shard_key, chunk = element
         records, dead = enrich(chunk, self._carried.facts(chunk.cluster))
         if records:
-            yield shard_key, EncodedChunk(records)
+            yield shard_key, encode_records(records)
         for letter in dead:
             yield beam.pvalue.TaggedOutput("dead", letter)
 
 
 @dataclasses.dataclass
 class Enrich(beam.PTransform):
-    """(shard key, NewsChunk) → `records` (shard key, EncodedChunk) and `dead` DeadLetter; `current` is the side input."""
+    """(shard key, NewsChunk) → `records` (shard key, bytes of `encode_records`) and `dead` DeadLetter; `current` is the side input."""
 
     process: Process
     current: beam.pvalue.AsSideInput
@@ -74,17 +75,17 @@ class Enrich(beam.PTransform):
         outputs = news | "Enrich" >> beam.ParDo(_EnrichFn(self.process), self.current).with_outputs(
             "dead", main="records"
         )
-        return typed(outputs, dead=DeadLetter, records=tuple[str, EncodedChunk])
+        return typed(outputs, dead=DeadLetter, records=tuple[str, bytes])
 
 
 class _GapRecordFn(beam.DoFn):
-    def process(self, gap: Gap) -> Iterator[tuple[str, EncodedChunk]]:
+    def process(self, gap: Gap) -> Iterator[tuple[str, bytes]]:
         record = gap_record(gap.target, gap.from_us, gap.to_us or gap.from_us, gap.why)
-        yield shard_key(gap.target.cluster, 0), EncodedChunk([record])
+        yield shard_key(gap.target.cluster, 0), encode_records([record])
 
 
 class GapRecords(beam.PTransform):
-    """Gap → (shard key, EncodedChunk): what could not be had is in the data, too."""
+    """Gap → (shard key, bytes of `encode_records`): what could not be had is in the data, too."""
 
     def expand(self, gaps: beam.PCollection) -> Any:
         return gaps | "Gap" >> beam.ParDo(_GapRecordFn())

@@ -566,7 +566,7 @@ class Facts:
     # --- travelling ---
 
     def encode(self) -> bytes:
-        """These facts as bytes: about 0.5 kB for a pod."""
+        """These facts as bytes: 0.6 kB for a pod, and 0.1 kB for each of its versions more."""
         return _ENCODER.encode(
             _Wire(
                 self.retention_us,

@@ -1,6 +1,6 @@
 """The elements that travel through the graph, and the Kubernetes objects as far as we read them.
 
-All are frozen msgspec structs: their coder (`transforms.coders`) is msgpack, a field more is a field that old bytes
+All are frozen msgspec structs (none can be part of a cycle, so the garbage collector passes them over): their coder (`transforms.coders`) is msgpack, a field more is a field that old bytes
 lack, and decoding a Kubernetes object reads only the fields named here. Times are microseconds since the epoch, UTC.
 """
 
@@ -14,11 +14,11 @@ import msgspec
 # --- Kubernetes objects -----------------------------------------------------------------------
 
 
-class Object(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+class Object(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True, kw_only=True):
     """Base of what is decoded from the API server's JSON: unknown fields are skipped, absent and null ones are None."""
 
 
-class OwnerReference(Object, frozen=True):
+class OwnerReference(Object, frozen=True, gc=False):
     api_version: str = ""
     kind: str = ""
     name: str = ""
@@ -26,7 +26,7 @@ class OwnerReference(Object, frozen=True):
     controller: bool | None = None
 
 
-class ObjectMeta(Object, frozen=True):
+class ObjectMeta(Object, frozen=True, gc=False):
     name: str = ""
     namespace: str | None = None
     uid: str = ""
@@ -38,7 +38,7 @@ class ObjectMeta(Object, frozen=True):
     owner_references: list[OwnerReference] | None = None
 
 
-class ObjectReference(Object, frozen=True):
+class ObjectReference(Object, frozen=True, gc=False):
     kind: str = ""
     namespace: str = ""
     name: str = ""
@@ -48,17 +48,17 @@ class ObjectReference(Object, frozen=True):
     field_path: str = ""
 
 
-class EventSource(Object, frozen=True):
+class EventSource(Object, frozen=True, gc=False):
     component: str = ""
     host: str = ""
 
 
-class EventSeries(Object, frozen=True):
+class EventSeries(Object, frozen=True, gc=False):
     count: int | None = None
     last_observed_time: datetime | None = None
 
 
-class Event(Object, frozen=True):
+class Event(Object, frozen=True, gc=False):
     """A core/v1 Event; one written through events.k8s.io/v1 has `event_time`, `series` and null timestamps.
 
     Source: https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/
@@ -81,7 +81,7 @@ class Event(Object, frozen=True):
     reporting_instance: str = ""
 
 
-class ServicePort(Object, frozen=True):
+class ServicePort(Object, frozen=True, gc=False):
     name: str = ""
     protocol: str = ""
     port: int = 0
@@ -89,7 +89,7 @@ class ServicePort(Object, frozen=True):
     node_port: int | None = None
 
 
-class ServiceSpec(Object, frozen=True):
+class ServiceSpec(Object, frozen=True, gc=False):
     type: str = ""
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
     external_name: str = ""
@@ -97,23 +97,23 @@ class ServiceSpec(Object, frozen=True):
     ports: list[ServicePort] | None = None
 
 
-class Service(Object, frozen=True):
+class Service(Object, frozen=True, gc=False):
     metadata: ObjectMeta
     spec: ServiceSpec = msgspec.field(default_factory=ServiceSpec)
 
 
-class EndpointConditions(Object, frozen=True):
+class EndpointConditions(Object, frozen=True, gc=False):
     ready: bool | None = None
 
 
-class Endpoint(Object, frozen=True):
+class Endpoint(Object, frozen=True, gc=False):
     addresses: list[str] | None = None
     conditions: EndpointConditions | None = None
     target_ref: ObjectReference | None = None
     node_name: str | None = None
 
 
-class EndpointSlice(Object, frozen=True):
+class EndpointSlice(Object, frozen=True, gc=False):
     """A discovery.k8s.io/v1 EndpointSlice; the label `kubernetes.io/service-name` names its Service."""
 
     metadata: ObjectMeta
@@ -123,7 +123,7 @@ class EndpointSlice(Object, frozen=True):
 # --- what is watched, and how far -------------------------------------------------------------
 
 
-class Target(msgspec.Struct, frozen=True, array_like=True, order=True):
+class Target(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
     """One history to follow: `resource` (a key of `kube.RESOURCES`) of one cluster, in one namespace or in all ("")."""
 
     cluster: str
@@ -136,7 +136,7 @@ class Target(msgspec.Struct, frozen=True, array_like=True, order=True):
         return f"{self.cluster}/{self.resource}/{self.namespace}"
 
 
-class Position(msgspec.Struct, frozen=True, array_like=True):
+class Position(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How far a target's history has been read; a saved one means "go on after the last that was read".
 
     resource_version: every change up to it has been read; "" when nothing has.
@@ -161,7 +161,7 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
 T = TypeVar("T")
 
 
-class Change(msgspec.Struct, Generic[T], frozen=True, array_like=True):
+class Change(msgspec.Struct, Generic[T], frozen=True, array_like=True, gc=False):
     """One object as a list page or a watch showed it. `type` is LISTED, ADDED, MODIFIED or DELETED."""
 
     type: str
@@ -169,7 +169,7 @@ class Change(msgspec.Struct, Generic[T], frozen=True, array_like=True):
     observed_us: int
 
 
-class News(msgspec.Struct, Generic[T], frozen=True, array_like=True):
+class News(msgspec.Struct, Generic[T], frozen=True, array_like=True, gc=False):
     """A change that is not a repeat.
 
     occurrences: for an Event, by how much its count grew since the last record of its UID; else 1.
@@ -183,7 +183,7 @@ class News(msgspec.Struct, Generic[T], frozen=True, array_like=True):
     previous: T | None = None
 
 
-class Changes(msgspec.Struct, frozen=True, array_like=True):
+class Changes(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A chunk of one page or one read of a watch: what concerns one shard of one cluster."""
 
     cluster: str
@@ -191,7 +191,7 @@ class Changes(msgspec.Struct, frozen=True, array_like=True):
     services: list[Change[Service]] = []
 
 
-class NewsChunk(msgspec.Struct, frozen=True, array_like=True):
+class NewsChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What of a chunk is news."""
 
     cluster: str
@@ -199,7 +199,7 @@ class NewsChunk(msgspec.Struct, frozen=True, array_like=True):
     services: list[News[Service]] = []
 
 
-class Encoded(msgspec.Struct, frozen=True, array_like=True):
+class Encoded(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A finished record: its event time, its identity (UID, resourceVersion) and its serialized protobuf."""
 
     time_us: int
@@ -208,13 +208,7 @@ class Encoded(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
-class EncodedChunk(msgspec.Struct, frozen=True, array_like=True):
-    """Finished records of one partition and shard."""
-
-    records: list[Encoded]
-
-
-class DeadLetter(msgspec.Struct, frozen=True, array_like=True):
+class DeadLetter(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An object that could not be decoded or enriched: where it came from, why, and its bytes as they were received."""
 
     cluster: str
@@ -224,7 +218,7 @@ class DeadLetter(msgspec.Struct, frozen=True, array_like=True):
     observed_us: int
 
 
-class Progress(msgspec.Struct, frozen=True, array_like=True):
+class Progress(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one read of a target did: where it ended, what it counted, and the kinds that its events are about."""
 
     target: Target
@@ -233,7 +227,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     kinds: list[tuple[str, str]]  # (apiVersion, kind)
 
 
-class Segment(msgspec.Struct, frozen=True, array_like=True):
+class Segment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One file in the sink: its path, how many records it holds, the checksum of its bytes and their number."""
 
     path: str
@@ -242,7 +236,7 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     size: int
 
 
-class Gap(msgspec.Struct, frozen=True, array_like=True):
+class Gap(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A span of a target's history that could not be had: when, and why. `to_us` 0: it is still open."""
 
     target: Target

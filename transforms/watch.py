@@ -1,6 +1,6 @@
 """WatchResources: the unbounded source, a splittable DoFn over list+watch.
 
-Element: an `Assignment`, a target and where to begin. Restriction: a `Span`, how far its history has been read.
+Element: a `Target`. Restriction: a `Span`, how far the target's history has been read.
 The same DoFn reads a bounded epoch (what the reader has buffered, then the span ends) and an unbounded stream (then it
 checkpoints itself, at least once a second). Readers keep watching between two calls of `process`, so that a call costs no
 request. A position is claimed before what lies before it goes out: a split never leaves an object to two sides or none.
@@ -71,13 +71,6 @@ class Filter:
         return ",".join(f"metadata.namespace!={namespace}" for namespace in sorted(self.exclude_namespaces))
 
 
-class Assignment(msgspec.Struct, frozen=True, array_like=True):
-    """A target, and the position from which it is read."""
-
-    target: Target
-    position: Position = Position()
-
-
 # --- state, coder, tracker --------------------------------------------------------------------
 
 
@@ -124,13 +117,18 @@ class SpanTracker(RestrictionTracker):
 
 
 class _SpanProvider(RestrictionProvider):
-    def initial_restriction(self, assignment: Assignment) -> Span:
-        return Span(assignment.position)
+    """A target is read from its carried position: where the epoch before ended; from its beginning in a stream."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def initial_restriction(self, target: Target) -> Span:
+        return Span(self._process.acquire().positions.get(target.key, Position()))
 
     def create_tracker(self, span: Span) -> SpanTracker:
         return SpanTracker(span)
 
-    def restriction_size(self, assignment: Assignment, span: Span) -> int:
+    def restriction_size(self, target: Target, span: Span) -> int:
         return 0 if span.ended else 1
 
     def restriction_coder(self) -> StructCoder:
@@ -194,9 +192,10 @@ def _identity(involved: ObjectReference) -> str:
 # --- Beam -------------------------------------------------------------------------------------
 
 
-class _WatchFn(beam.DoFn):
+class _WatchFn(beam.DoFn, _SpanProvider):
     def __init__(self, process: Process, shards: int, keep: Filter, bounded: bool, limit: int) -> None:
-        self._process, self._shards, self._filter = process, shards, keep
+        _SpanProvider.__init__(self, process)
+        self._shards, self._filter = shards, keep
         self._bounded, self._limit = bounded, limit
 
     def setup(self) -> None:
@@ -206,11 +205,10 @@ class _WatchFn(beam.DoFn):
     @beam.DoFn.unbounded_per_element()
     def process(
         self,
-        assignment: Assignment,
-        tracker: Any = beam.DoFn.RestrictionParam(_SpanProvider()),
+        target: Target,
+        tracker: Any = beam.DoFn.RestrictionParam(),
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
     ) -> Iterator[tuple[str, Changes]]:
-        target = assignment.target
         position = tracker.current_restriction().position
         reader = self._readers.reader(target, RESOURCES[target.resource], position)
         read = 0
@@ -258,7 +256,7 @@ class _WatchFn(beam.DoFn):
 
 @dataclasses.dataclass
 class WatchResources(beam.PTransform):
-    """Assignments → `changes` (shard key, Changes), `progress` Progress, `dead` DeadLetter, `gaps` Gap.
+    """Targets → `changes` (shard key, Changes), `progress` Progress, `dead` DeadLetter, `gaps` Gap.
 
     process: the worker's connections. shards: over how many keys a cluster's objects are spread.
     bounded: an epoch, else a stream. limit: about how many objects one call of process reads of a target.
@@ -270,7 +268,7 @@ class WatchResources(beam.PTransform):
     bounded: bool = True
     limit: int = 10_000
 
-    def expand(self, assignments: beam.PCollection) -> Any:
+    def expand(self, targets: beam.PCollection) -> Any:
         read = _WatchFn(self.process, self.shards, self.keep, self.bounded, self.limit)
-        outputs = assignments | "Read" >> beam.ParDo(read).with_outputs("progress", "dead", "gaps", main="changes")
+        outputs = targets | "Read" >> beam.ParDo(read).with_outputs("progress", "dead", "gaps", main="changes")
         return typed(outputs, progress=Progress, dead=DeadLetter, gaps=Gap, changes=tuple[str, Changes])

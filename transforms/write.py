@@ -19,10 +19,11 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from kubehistory import record_pb2
 
 from transforms import codec, layout
+from transforms.batch import decode_records
 from transforms.carried import Process
 from transforms.coders import typed
 from transforms.store import Store
-from transforms.types import DeadLetter, Encoded, EncodedChunk, Segment
+from transforms.types import DeadLetter, Encoded, Segment
 
 # --- plain ------------------------------------------------------------------------------------
 
@@ -137,11 +138,11 @@ class _WriteFn(beam.DoFn):
         self._carried = self._process.acquire()
 
     def process(
-        self, element: tuple[str, Iterable[EncodedChunk]], following: Any = beam.DoFn.StateParam(NEXT)
+        self, element: tuple[str, Iterable[bytes]], following: Any = beam.DoFn.StateParam(NEXT)
     ) -> Iterator[Segment]:
         key, chunks = element
         store = self._carried.store
-        records = [record for chunk in chunks for record in chunk.records]
+        records = [record for chunk in chunks for record in decode_records(chunk)]
         if self._carried.written:
             records = [r for r in records if (r.uid, r.resource_version) not in self._carried.written]
         with self._carried.failing():

@@ -199,6 +199,7 @@ class Estate:
             {
                 "name": container["name"],
                 "image": container["image"],
+                "imageID": "" if waiting == "ImagePullBackOff" else f"{container['image']}@sha256:{'5e' * 32}",
                 "ready": ready,
                 "restartCount": before["restartCount"] + (waiting == "CrashLoopBackOff"),
                 "state": state,

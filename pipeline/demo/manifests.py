@@ -11,6 +11,19 @@ from pipeline.demo.kinds import RESOURCES, JsonObject
 
 REGISTRY = "registry.example.com"
 
+_NODE_INFO = {
+    "architecture": "amd64",
+    "bootID": "0b9b7c0e-6a3b-4d6e-9d0c-2f1f6a1e5c11",
+    "containerRuntimeVersion": "containerd://2.1.4",
+    "kernelVersion": "6.8.0-60-generic",
+    "kubeProxyVersion": "",
+    "kubeletVersion": "v1.34.1",
+    "machineID": "4c4c4544004d3510804cb7c04f4d5931",
+    "operatingSystem": "linux",
+    "osImage": "Ubuntu 24.04.2 LTS",
+    "systemUUID": "4c4c4544-004d-3510-804c-b7c04f4d5931",
+}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class App:
@@ -87,7 +100,7 @@ def node(name: str, ip: str, zone: str) -> JsonObject:
                 {"type": "Hostname", "address": name},
             ],
             "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
-            "nodeInfo": {"kubeletVersion": "v1.34.1", "osImage": "Ubuntu 24.04.2 LTS"},
+            "nodeInfo": _NODE_INFO,
         },
     )
 
@@ -111,9 +124,13 @@ def workload(resource: str, app: App, replicas: int) -> JsonObject:
     if resource == "deployments":
         metadata["annotations"] = {"deployment.kubernetes.io/revision": "1"}
     spec: JsonObject = {"selector": {"matchLabels": app.selector}, "template": template(app, app.labels)}
-    if resource != "daemonsets":
+    if resource == "daemonsets":
+        status = {f"{which}NumberScheduled": replicas for which in ("current", "desired", "updated")}
+        status |= {"numberMisscheduled": 0, "numberReady": replicas}
+    else:
         spec["replicas"] = replicas
-    return manifest(resource, metadata, spec=spec, status={"replicas": replicas, "readyReplicas": replicas})
+        status = {"replicas": replicas, "readyReplicas": replicas}
+    return manifest(resource, metadata, spec=spec, status=status)
 
 
 def replicaset(deployment: JsonObject, app: App, template_hash: str, revision: int) -> JsonObject:

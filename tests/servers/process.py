@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-# Tests that are killed can't stop their servers, so the kernel does. It goes by the thread that started a process, hence
-# one that lives as long as this program.
+# Tests that are killed can't stop their servers, so the kernel does. It goes by the thread that started a process,
+# hence one that lives as long as this program.
 _DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawner")
 

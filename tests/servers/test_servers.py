@@ -77,11 +77,14 @@ def test_ready_made_binaries_come_from_kubebuilder_assets(tmp_path: Path, monkey
 
 
 def test_a_server_dies_with_the_tests_that_started_it(tmp_path: Path) -> None:
-    program = (
-        "import os, pathlib, signal; from tests.servers.process import Process; "
-        f"print(Process(['sleep', '60'], pathlib.Path({str(tmp_path / 'log')!r})).pid, flush=True); "
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
+    program = f"""
+import os, pathlib, signal
+from tests.servers.process import Process
+process = Process(["sleep", "60"], pathlib.Path({str(tmp_path / "log")!r}))
+process.wait_until(lambda: pathlib.Path(f"/proc/{{process.pid}}/comm").read_text() == "sleep\\n")
+print(process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
     pid = int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).stdout)
     deadline = time.monotonic() + 5
     while _runs(pid):

@@ -320,14 +320,14 @@ def test_routes_have_their_backends() -> None:
     estate = shop()
     rule = {"http": {"paths": [{"backend": {"service": {"name": "checkout"}}}, {"backend": {"resource": {}}}]}}
     default = {"service": {"name": "checkout-peers"}}
-    estate.put("ingresses", "web", 5, spec={"rules": [rule, {}], "defaultBackend": default})
+    estate.put("ingresses", "front", 5, spec={"rules": [rule, {}], "defaultBackend": default})
     refs = [
         {"name": "checkout"},
         {"name": "checkout", "namespace": "other"},
         {"name": "checkout-peers", "kind": "ServiceImport", "group": "multicluster.x-k8s.io"},
     ]
     estate.put("httproutes", "route", 5, spec={"rules": [{"backendRefs": refs}]})
-    assert named(estate.facts, ref("Ingress", "web", "networking.k8s.io/v1"), 60) == both("backend")
+    assert named(estate.facts, ref("Ingress", "front", "networking.k8s.io/v1"), 60) == both("backend")
     route = ref("HTTPRoute", "route", "gateway.networking.k8s.io/v1")
     assert [s[:3] for s in services(estate.facts, route, moment(60))] == [
         ("other", "checkout", ""),
