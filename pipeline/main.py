@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import logging
@@ -22,6 +23,7 @@ from transforms.kube import Cluster, ConfigError, KubeError
 from transforms.store import StoreError
 
 _LOG = logging.getLogger("kube-history")
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # of malloc.h
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,8 +35,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"python -m pipeline: {error} (see --help)", file=sys.stderr)
         return 2
     _log_to_stderr(config.debug)
-    gc.collect()
-    gc.freeze()  # Beam's modules are a million objects that no collection needs to look at again
+    _settle_memory()
     try:
         with _demo(options, config) as ready:
             _run(ready)
@@ -80,6 +81,16 @@ def _demo(options: HistoryOptions, config: JobConfig) -> Iterator[JobConfig]:
         clusters = (Cluster(config.clusters[0].name, kubeconfig),)
         settings = dataclasses.replace(config.settings, clusters=clusters)
         yield dataclasses.replace(config, clusters=clusters, settings=settings)
+
+
+def _settle_memory() -> None:
+    """Takes Beam's modules out of garbage collection, and keeps glibc from holding what big buffers leave behind."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_ARENA_MAX, 2)
+        libc.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
 
 
 def _log_to_stderr(debug: bool) -> None:

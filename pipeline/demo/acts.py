@@ -12,9 +12,8 @@ import random
 from collections.abc import Callable, Iterator
 
 from pipeline.demo import manifests
-from pipeline.demo.estate import Estate, Workload
+from pipeline.demo.estate import RECONCILE, Estate, Workload
 from pipeline.demo.kinds import JsonObject
-from pipeline.demo.manifests import App
 from pipeline.demo.recorder import Occurrence, Recorder
 from pipeline.demo.store import timestamp
 
@@ -385,18 +384,12 @@ def scale_up(stage: Stage, workload: Workload, replicas: int) -> Act:
 
 def run_job(stage: Stage) -> Act:
     """A CronJob runs its Job, whose pod comes and goes within a few seconds."""
-    cron, app = (
-        stage.estate.others["CronJob/reconcile"],
-        App("payments", "reconcile", "1.4.0", "payments", 8080, "reconcile"),
-    )
+    cron, app = stage.estate.others["CronJob/reconcile"], RECONCILE
     name = f"reconcile-{next(stage.jobs)}"
-    metadata = {
-        "name": name,
-        "namespace": "payments",
-        "labels": app.labels,
-        "ownerReferences": manifests.owned_by(cron),
-    }
-    job = stage.estate.create(manifests.manifest("jobs", metadata, spec={"completions": 1}, status={"active": 1}))
+    owners = manifests.owned_by(cron)
+    metadata = {"name": name, "namespace": app.namespace, "labels": app.labels, "ownerReferences": owners}
+    spec = {"completions": 1, "template": manifests.template(app, app.labels)}
+    job = stage.estate.create(manifests.manifest("jobs", metadata, spec=spec, status={"active": 1}))
     stage.say(cron, "SuccessfulCreate", f"Created job {name}", "cronjob-controller")
     workload = Workload(app, job, job, 1)
     pod = create_pod(stage, workload)

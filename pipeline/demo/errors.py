@@ -1,6 +1,7 @@
 """The API server's refusals, as the Status objects that a client sees.
 
-Codes, reasons and messages: apimachinery `api/errors/errors.go` and apiserver `storage/errors.go`.
+Codes, reasons and messages: apimachinery `api/errors/errors.go`, apiserver `storage/errors.go`, and what kube-apiserver
+v1.36 answers.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class ApiError(Exception):
         reason: str = "",
         retry_after_s: int | None = None,
         continue_token: str = "",
+        details: JsonObject | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -42,6 +44,7 @@ class ApiError(Exception):
         self.reason = reason or _REASONS.get(code, "InternalError")
         self.retry_after_s = retry_after_s
         self.continue_token = continue_token
+        self.details = details or {}
 
     def status(self) -> JsonObject:
         """The Status object."""
@@ -54,9 +57,9 @@ class ApiError(Exception):
             "reason": self.reason,
             "code": self.code,
         }
-        if self.retry_after_s is not None:
-            body["details"] = {"retryAfterSeconds": self.retry_after_s}
-        return body
+        retry = {} if self.retry_after_s is None else {"retryAfterSeconds": self.retry_after_s}
+        details = self.details | retry
+        return body | {"details": details} if details else body
 
 
 def _qualified(resource: Resource) -> str:
@@ -65,12 +68,7 @@ def _qualified(resource: Resource) -> str:
 
 def not_found(resource: Resource, name: str) -> ApiError:
     """The object is not there."""
-    return ApiError(404, f'{_qualified(resource)} "{name}" not found')
-
-
-def no_such_path() -> ApiError:
-    """The path is of no resource that is served."""
-    return ApiError(404, "the server could not find the requested resource")
+    return ApiError(404, f'{_qualified(resource)} "{name}" not found', details={"name": name, "kind": resource.plural})
 
 
 def already_exists(resource: Resource, name: str) -> ApiError:
@@ -78,9 +76,9 @@ def already_exists(resource: Resource, name: str) -> ApiError:
     return ApiError(409, f'{_qualified(resource)} "{name}" already exists', reason="AlreadyExists")
 
 
-def too_old(version: int, oldest: int) -> ApiError:
-    """The history no longer reaches back to `version`."""
-    return ApiError(410, f"too old resource version: {version} ({oldest})")
+def too_old() -> ApiError:
+    """The history no longer reaches back to the version."""
+    return ApiError(410, "The resourceVersion for the provided watch is too old.")
 
 
 def token_expired(inconsistent_token: str) -> ApiError:
@@ -97,4 +95,6 @@ def token_expired(inconsistent_token: str) -> ApiError:
 
 def too_new(version: int, current: int) -> ApiError:
     """The client asks for a version that the store has not come to."""
-    return ApiError(504, f"Too large resource version: {version}, current: {current}", retry_after_s=1)
+    message = f"Timeout: Too large resource version: {version}, current: {current}"
+    cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+    return ApiError(504, message, retry_after_s=1, details={"causes": [cause]})

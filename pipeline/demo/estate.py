@@ -20,6 +20,9 @@ from pipeline.demo.store import Store, random_uid, timestamp
 # What the API server draws generated names from: no vowels, so no words (apimachinery util/rand).
 _SAFE = "bcdfghjklmnpqrstvwxz2456789"
 
+RECONCILE = App("payments", "reconcile", "1.4.0", "payments", 8080, "reconcile")
+"""What the CronJob runs."""
+
 _PLURALS = {resource.kind: plural for plural, resource in RESOURCES.items()}
 
 
@@ -199,7 +202,7 @@ class Estate:
             {
                 "name": container["name"],
                 "image": container["image"],
-                "imageID": "" if waiting == "ImagePullBackOff" else f"{container['image']}@sha256:{'5e' * 32}",
+                "imageID": f"{container['image']}@sha256:{'5e' * 32}",
                 "ready": ready,
                 "restartCount": before["restartCount"] + (waiting == "CrashLoopBackOff"),
                 "state": state,
@@ -264,7 +267,6 @@ def build(estate: Estate) -> None:
 def _others(estate: Estate) -> list[JsonObject]:
     """An autoscaler, a disruption budget, an ingress, a CronJob and the database's volume claims."""
     cart, checkout = estate.workloads["shop/cart"].app, estate.workloads["shop/checkout"].app
-    cron = App("payments", "reconcile", "1.4.0", "payments", 8080, "reconcile")
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "cart"}
     backend = {"service": {"name": "storefront", "port": {"number": 80}}}
     paths = [{"path": "/", "pathType": "Prefix", "backend": backend}]
@@ -295,10 +297,10 @@ def _others(estate: Estate) -> list[JsonObject]:
         ),
         manifests.manifest(
             "cronjobs",
-            {"name": "reconcile", "namespace": "payments", "labels": cron.labels},
+            {"name": "reconcile", "namespace": "payments", "labels": RECONCILE.labels},
             spec={
                 "schedule": "*/5 * * * *",
-                "jobTemplate": {"spec": {"template": manifests.template(cron, cron.labels)}},
+                "jobTemplate": {"spec": {"template": manifests.template(RECONCILE, RECONCILE.labels)}},
             },
         ),
         *claims,

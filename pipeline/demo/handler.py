@@ -1,6 +1,7 @@
 """HTTP: routes requests to lists, watches, objects and discovery, and streams watches in chunks.
 
-One thread a connection, HTTP/1.1 with keep-alive. What is refused is a Status object, as from the API server.
+One thread a connection, HTTP/1.1 with keep-alive. What is refused is a Status object, as from the API server; only a
+path of no resource is answered with 404 in plain text, which is what kube-apiserver v1.36 does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.demo import discovery, wire
-from pipeline.demo.errors import ApiError, no_such_path
+from pipeline.demo.errors import ApiError
 from pipeline.demo.faults import Faults, Watch
 from pipeline.demo.kinds import Resource
 from pipeline.demo.selectors import Selector, parse
@@ -155,8 +156,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if resource is None:
             document = discovery.document(path, self.server.store.resources.values())
             if document is None:
-                raise no_such_path()
-            self._send(200, dumps(document))
+                # As kube-apiserver, whose answer to a path of no resource is not a Status.
+                self._send(404, b"404 page not found\n", "text/plain; charset=utf-8")
+            else:
+                self._send(200, dumps(document))
             return
         watch = query.get("watch", "0") not in ("0", "false")
         verb = "get" if name else "watch" if watch else "list"

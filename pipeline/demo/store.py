@@ -310,7 +310,7 @@ class Store:
     def _check_reach(self, collection: _Collection, number: int) -> None:
         oldest = max(self._compacted, collection.forgotten)
         if number < oldest:
-            raise errors.too_old(number, oldest)
+            raise errors.too_old()
 
     # --- faults
 

@@ -29,8 +29,9 @@ class Form(enum.Enum):
 def negotiate(accept: str, of_list: bool) -> Form:
     """The first form in an Accept header that can be served; `ApiError` 406 if there is none.
 
-    A list has metadata only as PartialObjectMetadataList, an object and a watch as PartialObjectMetadata. Tables,
-    protobuf, CBOR and aggregated discovery are not served: a client that names JSON after them gets JSON.
+    A list has metadata only as PartialObjectMetadataList, an object and a watch as PartialObjectMetadata. (To a watch
+    as PartialObjectMetadataList, kube-apiserver v1.36 answers 200 and nothing; that is refused here, to be found.)
+    Tables, protobuf, CBOR and aggregated discovery are not served: a client that names JSON after them gets JSON.
     """
     partial = "PartialObjectMetadataList" if of_list else "PartialObjectMetadata"
     for clause in (accept or "*/*").split(","):
@@ -189,8 +190,7 @@ def change_line(resource: Resource, change: Change, selector: Selector | None, f
 def bookmark_line(resource: Resource, version: int, form: Form) -> bytes:
     """A BOOKMARK: an object of the watched kind with nothing but a version."""
     kind = {"kind": resource.kind, "apiVersion": resource.api_version} if form is Form.FULL else _PARTIAL_KIND
-    metadata = {"resourceVersion": str(version), "creationTimestamp": None}
-    return _line("BOOKMARK", dumps({**kind, "metadata": metadata}))
+    return _line("BOOKMARK", dumps({**kind, "metadata": {"resourceVersion": str(version)}}))
 
 
 def error_line(error: ApiError) -> bytes:

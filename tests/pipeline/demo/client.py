@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,25 @@ import urllib3
 from pipeline.demo.server import DemoServer
 
 Json = dict[str, Any]
+
+BEGIN = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+
+class FakeTime:
+    """A clock that only sleeping moves."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.now = BEGIN
+        self.stop = threading.Event()
+        self._end = BEGIN + datetime.timedelta(seconds=seconds)
+
+    def clock(self) -> datetime.datetime:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += datetime.timedelta(seconds=seconds)
+        if self.now >= self._end:
+            self.stop.set()
 
 
 class Client:

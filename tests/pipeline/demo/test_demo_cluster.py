@@ -4,11 +4,15 @@ import json
 import pathlib
 import threading
 
+import kubernetes.client
 import pytest
 
 from pipeline.demo import demo_cluster
+from pipeline.demo.kinds import RESOURCES, Resource
+from pipeline.demo.server import DemoServer
+from pipeline.demo.store import Store
 from pipeline.demo.story import Story
-from tests.pipeline.demo.client import Client, lines
+from tests.pipeline.demo.client import Client, FakeTime, lines
 
 
 def test_a_demo_cluster_is_full_when_it_opens_and_goes_on(tmp_path: pathlib.Path) -> None:
@@ -33,6 +37,20 @@ def test_the_kubeconfig_carries_the_token() -> None:
     with demo_cluster(token="secret") as cluster:
         assert cluster.kubeconfig_dict()["users"][0]["user"] == {"token": "secret"}
         assert Client(cluster.server).get("/api/v1/pods").status == 401
+
+
+@pytest.mark.parametrize("resource", RESOURCES.values(), ids=str)
+def test_the_official_clients_models_accept_all_that_is_served(resource: Resource) -> None:
+    model = "CoreV1Event" if resource.kind == "Event" else f"{resource.version.upper()}{resource.kind}"
+    store = Store()
+    time = FakeTime(12)
+    Story(store, clock=time.clock).run(time.stop, time.sleep)
+    with DemoServer(store) as server:
+        root = f"/apis/{resource.api_version}" if resource.group else "/api/v1"
+        items = Client(server).json(f"{root}/{resource.plural}")["items"]
+    for item in items:
+        getattr(kubernetes.client, model).from_dict(item)
+    assert items or resource.kind == "Job"
 
 
 def test_a_story_that_fails_is_told_when_the_context_closes(monkeypatch: pytest.MonkeyPatch) -> None:

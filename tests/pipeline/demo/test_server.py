@@ -60,14 +60,19 @@ def test_groups_are_discovered(client: Client) -> None:
         "/api/v1/pods/without-a-namespace",
         "/api/v1/namespaces/shop/nodes",
         "/api/v1/namespaces/shop/pods/x/log",
-        "/api/v1/namespaces/shop/pods/not-there",
-        "/api/v1/nodes/not-there",
     ],
 )
-def test_what_is_not_there_gets_a_404_status(client: Client, path: str) -> None:
+def test_a_path_of_no_resource_gets_404_in_plain_text(client: Client, path: str) -> None:
+    response = client.get(path)
+    assert (response.status, response.data) == (404, b"404 page not found\n")
+
+
+@pytest.mark.parametrize("path", ["/api/v1/namespaces/shop/pods/gone", "/api/v1/nodes/gone"])
+def test_an_object_that_is_not_there_gets_a_404_status(client: Client, path: str) -> None:
     response = client.get(path)
     assert response.status == 404
     assert (response.json()["kind"], response.json()["reason"]) == ("Status", "NotFound")
+    assert response.json()["details"]["name"] == "gone"
 
 
 def test_custom_resources_can_be_served() -> None:

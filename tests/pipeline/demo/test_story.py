@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import collections
-import datetime
 import random
-import threading
 from typing import Any
 
 import pytest
@@ -12,27 +10,9 @@ from pipeline.demo.errors import ApiError
 from pipeline.demo.recorder import Occurrence, Recorder
 from pipeline.demo.store import Store
 from pipeline.demo.story import play
-from tests.pipeline.demo.client import Json
+from tests.pipeline.demo.client import BEGIN, FakeTime, Json
 
-BEGIN = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 History = list[tuple[str, str, Json]]
-
-
-class FakeTime:
-    """A clock that only sleeping moves."""
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.now = BEGIN
-        self.stop = threading.Event()
-        self._end = BEGIN + datetime.timedelta(seconds=seconds)
-
-    def clock(self) -> datetime.datetime:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += datetime.timedelta(seconds=seconds)
-        if self.now >= self._end:
-            self.stop.set()
 
 
 def played(seed: int, seconds: float, speed: float = 1.0) -> tuple[Store, History]:

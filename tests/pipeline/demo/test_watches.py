@@ -94,7 +94,7 @@ def test_bookmarks_carry_the_version_up_to_which_all_was_sent(store: Store, clie
     assert seen[0]["object"] == {
         "kind": "Pod",
         "apiVersion": "v1",
-        "metadata": {"resourceVersion": str(store.version), "creationTimestamp": None},
+        "metadata": {"resourceVersion": str(store.version)},
     }
 
 
