@@ -23,7 +23,7 @@ from transforms.kube import Cluster, ConfigError, KubeError
 from transforms.store import StoreError
 
 _LOG = logging.getLogger("kube-history")
-_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # of malloc.h
+_M_ARENA_MAX = -8  # of malloc.h
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,13 +84,11 @@ def _demo(options: HistoryOptions, config: JobConfig) -> Iterator[JobConfig]:
 
 
 def _settle_memory() -> None:
-    """Takes Beam's modules out of garbage collection, and keeps glibc from holding what big buffers leave behind."""
+    """Takes Beam's modules out of garbage collection, and lets threads share what one of them freed."""
     gc.collect()
     gc.freeze()
     with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_ARENA_MAX, 2)
-        libc.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
+        ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, 1)
 
 
 def _log_to_stderr(debug: bool) -> None:

@@ -29,6 +29,6 @@ class JobConfig:
     once: bool = False
     delivery: str = "no-loss"
     shards: int = 1
-    epoch_limit: int = 10_000
+    epoch_limit: int = 15_000
     debug: bool = False
     settings: Settings = dataclasses.field(kw_only=True)

@@ -14,13 +14,21 @@ def main() -> int:
     """Generates the code anew and compares it with what is checked in."""
     with tempfile.TemporaryDirectory() as directory:
         failed = protoc.main(
-            ["protoc", f"-I{ROOT}/proto", f"--python_out={directory}", f"--pyi_out={directory}", f"{ROOT}/proto/record.proto"]
+            [
+                "protoc",
+                f"-I{ROOT}/proto",
+                f"--python_out={directory}",
+                f"--pyi_out={directory}",
+                f"{ROOT}/proto/record.proto",
+            ]
         )
         if failed:
             return 1
         for name in GENERATED:
             if (Path(directory) / name).read_bytes() != (ROOT / "proto/kubehistory" / name).read_bytes():
-                print(f"proto/kubehistory/{name} is not what proto/record.proto gives: run `make proto`", file=sys.stderr)
+                print(
+                    f"proto/kubehistory/{name} is not what proto/record.proto gives: run `make proto`", file=sys.stderr
+                )
                 return 1
     return 0
 

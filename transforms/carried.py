@@ -38,7 +38,7 @@ class Settings:
     timing: Timing = Timing()
     once: bool = False
     selector: str = ""
-    buffer: int = 10_000
+    buffer: int = 5_000
     page_size: int = 1000
 
 

@@ -387,7 +387,7 @@ def newer(version: str, than: str) -> bool:
 class Reader:
     """Follows one target in a thread of its own, into a buffer of at most about `limit` objects.
 
-    take() returns frames in order; `next` is the position that holds once all that was taken has been dealt with.
+    take() gives frames in order; `next` is the position that holds once all that was taken has been dealt with.
     When the buffer is full the thread stops reading, and the API server waits or, in the end, closes the watch.
     """
 
@@ -411,20 +411,24 @@ class Reader:
     def full(self) -> bool:
         return self.waiting >= self._limit
 
-    def take(self, limit: int) -> list[Frame]:
-        """Frames that hold about `limit` objects (a page is not divided); [] when none is there. Never blocks."""
-        taken: list[Frame] = []
+    def take(self, limit: int, wait_s: float = 0.0) -> Iterator[Frame]:
+        """Frames that hold about `limit` objects (a page is not divided), one by one as they are asked for.
+
+        Ends sooner when none is there; while a list is in progress, only when none has come for `wait_s`.
+        """
         count = 0
-        with self._changed:
-            while self._frames and count < limit:
+        while count < limit:
+            with self._changed:
+                if not self._frames and not self.caught_up:
+                    self._changed.wait_for(lambda: self._frames or self.done, wait_s)
+                if not self._frames:
+                    return
                 frame = self._frames.popleft()
-                count += frame.count
-                taken.append(frame)
-            self.waiting -= count
-            if taken:
-                self.next = taken[-1].position
-            self._changed.notify_all()
-        return taken
+                self.waiting -= frame.count
+                self.next = frame.position
+                self._changed.notify_all()
+            count += frame.count
+            yield frame
 
     def close(self) -> None:
         """Stops the thread; does not wait for it where it blocks in a read that cannot be ended."""

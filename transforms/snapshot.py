@@ -107,9 +107,8 @@ class SnapshotReader:
         )
 
     def _take(self, target: Target, reader: Reader) -> None:
-        while frames := reader.take(_READER_LIMIT):
-            for frame in frames:
-                self._apply(_plural(target), target.namespace, frame)
+        for frame in reader.take(_READER_LIMIT):
+            self._apply(_plural(target), target.namespace, frame)
         if reader.error is not None:
             del self._followed[target]
             self._refused[target] = self._clock() + _AGAIN_S

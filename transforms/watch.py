@@ -41,6 +41,8 @@ from transforms.types import (
 
 # --- API --------------------------------------------------------------------------------------
 
+_LIST_WAIT_S = 0.5  # how long a call waits for the next page of a list that is in progress
+
 RESOURCES = {
     "events": Resource("v1", "events", bookmarks=False),
     "services": Resource("v1", "services"),
@@ -213,7 +215,7 @@ class _WatchFn(beam.DoFn, _SpanProvider):
         reader = self._readers.reader(target, RESOURCES[target.resource], position)
         read = 0
         kinds: set[tuple[str, str]] = set()
-        for frame in reader.take(self._limit):
+        for frame in reader.take(self._limit, _LIST_WAIT_S):
             if not tracker.try_claim(frame.position):
                 return
             position = frame.position

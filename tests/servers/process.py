@@ -9,11 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Tests that are killed can't stop their servers, so the kernel does. It goes by the thread that started a process,
 # hence one that lives as long as this program.
 _DIE_WITH_PARENT = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+
+
+def popen(argv: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
+    """A process that ends when this one does, however that comes about; options are those of subprocess.Popen."""
+    # A Ctrl-C in the terminal is for the tests, which then end what they started.
+    start = partial(subprocess.Popen[Any], [*_DIE_WITH_PARENT, *map(str, argv)], start_new_session=True, **options)
+    return _SPAWNER.submit(start).result()
 
 
 class ServerError(RuntimeError):
@@ -31,16 +39,7 @@ class Process:
         self._name, self._log = Path(argv[0]).name, log
         self._start_of_log = log.stat().st_size if log.exists() else 0
         with log.open("ab") as file:
-            start = partial(
-                subprocess.Popen[bytes],
-                [*_DIE_WITH_PARENT, *map(str, argv)],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=env,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the tests, which then stop their servers
-            )
-            self._process = _SPAWNER.submit(start).result()
+            self._process = popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env)
 
     @property
     def pid(self) -> int:
