@@ -32,3 +32,8 @@ class JobConfig:
     epoch_limit: int = 15_000
     debug: bool = False
     settings: Settings = dataclasses.field(kw_only=True)
+
+    @property
+    def event_ttl_s(self) -> float:
+        """How long the API server keeps an Event."""
+        return self.settings.timing.event_ttl_s

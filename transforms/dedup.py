@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from transforms.types import Change, Changes, Event, News, NewsChunk, ObjectMeta
 
 # --- plain ------------------------------------------------------------------------------------
 
+_FOLD_AT = 50  # additions in a stream's bag
 _ENTRY = struct.Struct(">16sQII")  # UID, version (0: forgotten), count, when (s)
 _COUNT_MAX = 2**32 - 1
 
@@ -188,11 +190,12 @@ def _key(uid: str) -> bytes:
 
 
 class _DeduplicateFn(beam.DoFn):
-    ADDED = BagStateSpec("added", BytesCoder())
-    END = TimerSpec("end", TimeDomain.WATERMARK)
+    """Keeps its memory in the bag; a bundle reads it once a key, and adds to it what each chunk adds."""
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
+    ADDED = BagStateSpec("added", BytesCoder())
+
+    def __init__(self, process: Process, retention_s: float) -> None:
+        self._process, self._retention_us = process, int(retention_s * 1e6)
 
     def setup(self) -> None:
         self._carried = self._process.acquire()
@@ -201,26 +204,46 @@ class _DeduplicateFn(beam.DoFn):
         self._memories: dict[str, Seen] = {}
 
     def process(
-        self,
-        element: tuple[str, Changes],
-        added: Any = beam.DoFn.StateParam(ADDED),
-        end: Any = beam.DoFn.TimerParam(END),
+        self, element: tuple[str, Changes], added: Any = beam.DoFn.StateParam(ADDED)
     ) -> Iterator[tuple[str, NewsChunk]]:
         shard, changes = element
-        memory = self._memories.get(shard)
-        if memory is None:
-            memory = self._memories[shard] = Seen(self._carried.seen(changes.cluster))
-            for addition in added.read():
-                memory.merge(addition)
-            end.set(GlobalWindow().max_timestamp())
-        news, addition = deduplicate(changes, memory)
+        if shard not in self._memories:
+            self._memories[shard] = self._remembered(changes, added)
+        news, addition = deduplicate(changes, self._memories[shard])
         added.add(addition)
-        if news.events or news.services:
+        if news:
             yield shard, news
+
+    def _remembered(self, changes: Changes, added: Any) -> Seen:
+        """The memory of a key; what a stream has gathered is folded now and then, and what is too old is forgotten."""
+        memory = Seen(self._carried.seen(changes.cluster))
+        additions = list(added.read())
+        for addition in additions:
+            memory.merge(addition)
+        if len(additions) > _FOLD_AT:
+            memory.expire(time.time_ns() // 1000 - self._retention_us)
+            added.clear()
+            added.add(memory.encode())
+        return memory
+
+
+class _DeduplicateEpochFn(_DeduplicateFn):
+    """As in a stream, and gives out at the end of its input what it added to the memory."""
+
+    END = TimerSpec("end", TimeDomain.WATERMARK)
+
+    def process(
+        self,
+        element: tuple[str, Changes],
+        added: Any = beam.DoFn.StateParam(_DeduplicateFn.ADDED),
+        end: Any = beam.DoFn.TimerParam(END),
+    ) -> Iterator[tuple[str, NewsChunk]]:
+        end.set(GlobalWindow().max_timestamp())
+        yield from super().process(element, added)
 
     @on_timer(END)
     def end_of_input(
-        self, shard: Any = beam.DoFn.KeyParam, added: Any = beam.DoFn.StateParam(ADDED)
+        self, shard: Any = beam.DoFn.KeyParam, added: Any = beam.DoFn.StateParam(_DeduplicateFn.ADDED)
     ) -> Iterable[beam.pvalue.TaggedOutput]:
         for addition in added.read():
             yield beam.pvalue.TaggedOutput("seen", (shard, addition))
@@ -237,13 +260,18 @@ def deduplicate(changes: Changes, memory: Seen) -> tuple[NewsChunk, bytes]:
 
 @dataclasses.dataclass
 class Deduplicate(beam.PTransform):
-    """(shard, Changes) → (shard, NewsChunk) as `news`, and (shard, bytes) as `seen` when the input ends.
+    """(shard, Changes) → (shard, NewsChunk) as `news`, and in an epoch (shard, bytes) as `seen` when the input ends.
 
-    Every `seen` output, merged in order, is what this run adds to the carried memory.
+    Every `seen` output, merged in order, is what an epoch adds to the carried memory. A stream's memory is Beam state,
+    and forgets an Event `retention_s` seconds after its last record.
     """
 
     process: Process
+    streaming: bool = False
+    retention_s: float = 7200.0
 
     def expand(self, changes: beam.PCollection) -> Any:
-        outputs = changes | "Deduplicate" >> beam.ParDo(_DeduplicateFn(self.process)).with_outputs("seen", main="news")
+        kind = _DeduplicateFn if self.streaming else _DeduplicateEpochFn
+        deduplicate = beam.ParDo(kind(self.process, self.retention_s))
+        outputs = changes | "Deduplicate" >> deduplicate.with_outputs("seen", main="news")
         return typed(outputs, seen=tuple[str, bytes], news=tuple[str, NewsChunk])

@@ -49,32 +49,57 @@ def _dead(cluster: str, resource: str, news: News[Any], error: Exception) -> Dea
 
 
 class _EnrichFn(beam.DoFn):
+    """In an epoch the facts are the process's own, and `current` says that they are current."""
+
     def __init__(self, process: Process) -> None:
         self._process = process
 
     def setup(self) -> None:
         self._carried = self._process.acquire()
 
-    def process(self, element: tuple[str, NewsChunk], current: str) -> Iterator[tuple[str, bytes]]:
+    def process(self, element: tuple[str, NewsChunk], current: Any) -> Iterator[tuple[str, bytes]]:
         shard_key, chunk = element
-        records, dead = enrich(chunk, self._carried.facts(chunk.cluster))
+        records, dead = enrich(chunk, self._facts(chunk.cluster, current))
         if records:
             yield shard_key, encode_records(records)
         for letter in dead:
             yield beam.pvalue.TaggedOutput("dead", letter)
 
+    def _facts(self, cluster: str, current: Any) -> Facts:
+        return self._carried.facts(cluster)
+
+
+class _EnrichStreamFn(_EnrichFn):
+    """In a stream the facts come as the side input: the snapshot of the element's window, by cluster, encoded."""
+
+    def setup(self) -> None:
+        self._decoded: dict[str, tuple[bytes, Facts]] = {}
+
+    def _facts(self, cluster: str, current: dict[str, bytes]) -> Facts:
+        encoded = current.get(cluster)
+        if encoded is None:
+            return Facts()
+        kept = self._decoded.get(cluster)
+        if kept is None or kept[0] != encoded:
+            kept = self._decoded[cluster] = encoded, Facts.decode(encoded)
+        return kept[1]
+
 
 @dataclasses.dataclass
 class Enrich(beam.PTransform):
-    """(shard key, NewsChunk) → `records` (shard key, bytes of `encode_records`) and `dead` DeadLetter; `current` is the side input."""
+    """(shard key, NewsChunk) → `records` (shard key, bytes of `encode_records`) and `dead` DeadLetter.
+
+    current: the side input, of ObjectSnapshots in an epoch and of SnapshotWindows in a stream.
+    """
 
     process: Process
     current: beam.pvalue.AsSideInput
+    streaming: bool = False
 
     def expand(self, news: beam.PCollection) -> Any:
-        outputs = news | "Enrich" >> beam.ParDo(_EnrichFn(self.process), self.current).with_outputs(
-            "dead", main="records"
-        )
+        kind = _EnrichStreamFn if self.streaming else _EnrichFn
+        enriched = beam.ParDo(kind(self.process), self.current)
+        outputs = news | "Enrich" >> enriched.with_outputs("dead", main="records")
         return typed(outputs, dead=DeadLetter, records=tuple[str, bytes])
 
 

@@ -83,7 +83,7 @@ class Resource:
 
     def path(self, namespace: str) -> str:
         root = f"/apis/{self.group_version}" if "/" in self.group_version else f"/api/{self.group_version}"
-        scope = f"/namespaces/{urllib.parse.quote(namespace)}" if namespace and self.namespaced else ""
+        scope = f"/namespaces/{urllib.parse.quote(namespace, safe='')}" if namespace and self.namespaced else ""
         return f"{root}{scope}/{self.plural}"
 
 
@@ -219,11 +219,11 @@ class Follower:
                 if self.position.listing:
                     yield from self._list()
                     listed_at = self.clock()
-                    refused = False
                     if self.once:
                         return
                 else:
                     yield from self._watch(listed_at)
+                refused = False
             except KubeError as error:
                 if error.refused and self.refusable:
                     raise

@@ -8,14 +8,23 @@ once and left out. A kind that events name and that nobody follows yet is found 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
+import msgspec
+from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
+from apache_beam.utils.timestamp import Duration, Timestamp
 
-from transforms.carried import Process
+from transforms.carried import Carried, Process
+from transforms.coders import StructCoder
 from transforms.decode import Decoder
 from transforms.facts import FULL, METADATA, SPEC, Facts
 from transforms.kube import Connection, Frame, KubeError, Reader, Readers, Resource
@@ -84,7 +93,7 @@ class SnapshotReader:
             missing = [reader for reader in self._followed.values() if not reader.caught_up or reader.waiting]
             if not missing or self._clock() >= until:
                 break
-            self._readers.wait(lambda: self._moved(missing), until - self._clock())
+            self._readers.wait(functools.partial(self._moved, missing), until - self._clock())
         if self._clock() - self._expired_at > 60.0:
             self._expired_at = self._clock()
             self.facts.expire(int(self._clock() * 1e6))
@@ -189,15 +198,15 @@ class _RefreshFn(beam.DoFn):
             kinds.setdefault(one.target.cluster, set()).update(one.kinds)
         with self._carried.failing():
             for cluster in kinds:
-                self._reader(cluster).refresh(kinds[cluster])
+                _reader(self._carried, cluster, self._namespaces).refresh(kinds[cluster])
         yield "refreshed"
 
-    def _reader(self, cluster: str) -> SnapshotReader:
-        readers = self._carried.snapshots
-        if cluster not in readers:
-            facts = self._carried.facts(cluster)
-            readers[cluster] = SnapshotReader(cluster, self._carried.readers, facts, self._namespaces)
-        return readers[cluster]
+
+def _reader(carried: Carried, cluster: str, namespaces: tuple[str, ...]) -> SnapshotReader:
+    if cluster not in carried.snapshots:
+        facts = carried.facts(cluster)
+        carried.snapshots[cluster] = SnapshotReader(cluster, carried.readers, facts, namespaces)
+    return carried.snapshots[cluster]
 
 
 @dataclasses.dataclass
@@ -216,3 +225,100 @@ class ObjectSnapshots(beam.PTransform):
             | "Gather" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
             | "Refresh" >> beam.ParDo(_RefreshFn(self.process, self.namespaces))
         )
+
+
+class Windows(msgspec.Struct, frozen=True, array_like=True):
+    """The restriction of a snapshot source: the windows from number `following` on (0: from now); `ended` for none."""
+
+    following: int = 0
+    ended: bool = False
+
+
+class WindowsTracker(RestrictionTracker):
+    """Claims window numbers in order; what was not claimed goes to the residual."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+
+    def current_restriction(self) -> Windows:
+        return self._windows
+
+    def try_claim(self, number: int) -> bool:
+        if self._windows.ended or number < self._windows.following:
+            return False
+        self._windows = Windows(number + 1)
+        return True
+
+    def try_split(self, fraction_of_remainder: float) -> tuple[Windows, Windows] | None:
+        if self._windows.ended:
+            return None
+        residual = self._windows
+        self._windows = Windows(residual.following, True)
+        return self._windows, residual
+
+    def check_done(self) -> bool:
+        if not self._windows.ended:
+            raise ValueError(f"expected the windows to be checkpointed, got {self._windows!r}")
+        return True
+
+    def current_progress(self) -> RestrictionProgress:
+        return RestrictionProgress(completed=0.0, remaining=1.0)
+
+    def is_bounded(self) -> bool:
+        return self._windows.ended
+
+
+class _WindowsFn(beam.DoFn, RestrictionProvider):
+    def __init__(self, process: Process, namespaces: tuple[str, ...], window_s: float) -> None:
+        self._process, self._namespaces, self._window_s = process, namespaces, window_s
+
+    def setup(self) -> None:
+        self._carried = self._process.acquire()
+
+    def initial_restriction(self, cluster: str) -> Windows:
+        return Windows()
+
+    def create_tracker(self, windows: Windows) -> WindowsTracker:
+        return WindowsTracker(windows)
+
+    def restriction_size(self, cluster: str, windows: Windows) -> int:
+        return 1
+
+    def restriction_coder(self) -> StructCoder:
+        return StructCoder(Windows)
+
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        cluster: str,
+        tracker: Any = beam.DoFn.RestrictionParam(),
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
+    ) -> Iterator[TimestampedValue[tuple[str, bytes]]]:
+        now = time.time()
+        number = max(int(now // self._window_s), tracker.current_restriction().following)
+        begins, ends = number * self._window_s, (number + 1) * self._window_s
+        if begins <= now and tracker.try_claim(number):
+            facts = _reader(self._carried, cluster, self._namespaces).refresh()
+            at = max(Timestamp(begins), watermark.current_watermark())
+            yield TimestampedValue((cluster, facts.encode()), at)
+            # The snapshot of this window is all that comes of it: nobody need wait for its end.
+            watermark.set_watermark(Timestamp(ends))
+            begins = ends
+        tracker.defer_remainder(Duration(seconds=max(0.0, begins - time.time())))
+
+
+@dataclasses.dataclass
+class SnapshotWindows(beam.PTransform):
+    """Cluster names → (cluster, `Facts.encode`) once a window of `window_s` seconds, in fixed windows: a stream's snapshots.
+
+    Emitted as soon as the window begins, and the watermark goes to its end at once: events don't wait.
+    """
+
+    process: Process
+    namespaces: tuple[str, ...]
+    window_s: float
+
+    def expand(self, clusters: beam.PCollection) -> Any:
+        snapshots = clusters | "Read" >> beam.ParDo(_WindowsFn(self.process, self.namespaces, self.window_s))
+        snapshots.element_type = convert_to_beam_type(tuple[str, bytes])
+        return snapshots | "Window" >> beam.WindowInto(FixedWindows(self.window_s))

@@ -192,11 +192,14 @@ class Changes(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class NewsChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What of a chunk is news."""
+    """What of a chunk is news; false when nothing is."""
 
     cluster: str
     events: list[News[Event]] = []
     services: list[News[Service]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.services)
 
 
 class Encoded(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -41,6 +41,7 @@ from transforms.types import (
 
 # --- API --------------------------------------------------------------------------------------
 
+_POLL_S = 0.5  # how soon a stream looks again at a reader that had nothing
 _LIST_WAIT_S = 0.5  # how long a call waits for the next page of a list that is in progress
 
 RESOURCES = {
@@ -221,20 +222,19 @@ class _WatchFn(beam.DoFn, _SpanProvider):
             position = frame.position
             changes, bad = self._read(target, frame)
             read += len(changes) + len(bad)
-            at = Timestamp(micros=frame.received_us)
             for output in self._outputs(target, frame, changes, bad):
-                yield output if self._bounded else TimestampedValue(output, at)
+                yield output if self._bounded else _stamped(output, frame.received_us, watermark)
             if target.resource == "events":
                 kinds.update((c.object.involved_object.api_version, c.object.involved_object.kind) for c in changes)
         if reader.error:
             raise reader.error
-        yield beam.pvalue.TaggedOutput("progress", Progress(target, position, read, sorted(kinds)))
         if self._bounded:
+            yield beam.pvalue.TaggedOutput("progress", Progress(target, position, read, sorted(kinds)))
             tracker.try_claim(None)
             return
-        # Nothing that comes later was received earlier: the watermark moves on while the cluster is quiet.
-        watermark.set_watermark(Timestamp.now() if not reader.waiting else Timestamp(micros=position.time_us))
-        tracker.defer_remainder(Duration(seconds=0.0 if reader.waiting else 0.5))
+        # What comes later is stamped no earlier (`_stamped`): the watermark can follow the clock in a quiet cluster.
+        watermark.set_watermark(max(Timestamp.now(), watermark.current_watermark()))
+        tracker.defer_remainder(Duration(seconds=0.0 if reader.waiting else _POLL_S))
 
     def _read(self, target: Target, frame: Frame) -> tuple[list[Change[Any]], list[Undecodable]]:
         if frame.kind not in ("page", "lines"):
@@ -254,6 +254,14 @@ class _WatchFn(beam.DoFn, _SpanProvider):
         if frame.kind == "gap":
             gap = Gap(target, frame.since_us, frame.received_us, frame.items[0].decode())
             yield beam.pvalue.TaggedOutput("gaps", gap)
+
+
+def _stamped(output: Any, received_us: int, watermark: Any) -> Any:
+    """An output with the time when it was received, or the watermark's where that is later: so nothing is ever late."""
+    at = max(Timestamp(micros=received_us), watermark.current_watermark())
+    if isinstance(output, beam.pvalue.TaggedOutput):
+        return beam.pvalue.TaggedOutput(output.tag, TimestampedValue(output.value, at))
+    return TimestampedValue(output, at)
 
 
 @dataclasses.dataclass

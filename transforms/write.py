@@ -185,14 +185,15 @@ class WriteBatches(beam.PTransform):
 
 @dataclasses.dataclass
 class WriteDeadLetters(beam.PTransform):
-    """DeadLetter → (path, count) of each object written under `_dead/`."""
+    """DeadLetter → (path, count) of each object written under `_dead/`; `max_age_s` as in BatchByPartition."""
 
     process: Process
+    max_age_s: float | None = None
 
     def expand(self, letters: beam.PCollection) -> Any:
         return (
             letters
             | "ByCluster" >> beam.WithKeys(lambda letter: letter.cluster).with_output_types(tuple[str, DeadLetter])
-            | "Group" >> beam.GroupIntoBatches(1000)
+            | "Group" >> beam.GroupIntoBatches(1000, self.max_age_s)
             | "Write" >> beam.ParDo(_WriteDeadFn(self.process))
         )

@@ -104,7 +104,9 @@ class History:
         deadline = time.monotonic() + timeout
         while not holds(self.refresh()):
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {timeout:.0f} s: {what}; there are {Counter(map(kind_of, self.records))}")
+                raise AssertionError(
+                    f"not within {timeout:.0f} s: {what}; there are {Counter(map(kind_of, self.records))}"
+                )
             time.sleep(0.1)
         return self
 

@@ -146,9 +146,13 @@ class Api:
         finally:
             response.close()
 
-    def allowed(self, rule: Mapping[str, Any]) -> bool:
-        """Whether this user may do what the RBAC rule gives (its first verb, group and resource are asked for)."""
+    def allowed(self, rule: Mapping[str, Any], namespace: str = "") -> bool:
+        """Whether this user may do what the RBAC rule gives, in a namespace or everywhere.
+
+        The rule's first verb, group and resource are asked for.
+        """
         attributes = {"verb": rule["verbs"][0], "group": rule["apiGroups"][0], "resource": rule["resources"][0]}
+        attributes |= {"namespace": namespace} if namespace else {}
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",

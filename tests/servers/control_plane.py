@@ -117,8 +117,10 @@ class ControlPlane:
         """Gives a static user the rules of a ClusterRole; returns when the API server honours them."""
         self._bind(user, {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": user}, rules)
 
-    def add_user(self, name: str, rules: Sequence[Mapping[str, Any]] = ()) -> str:
+    def add_user(self, name: str, rules: Sequence[Mapping[str, Any]] = (), namespace: str = "") -> str:
         """Makes a user with just these RBAC rules and returns its token; it is a context of kubeconfigs written later.
+
+        The rules hold in the namespace, or everywhere if none is given.
 
         The user is a service account of kube-system, the kind of identity that a job in the cluster has.
         """
@@ -127,7 +129,8 @@ class ControlPlane:
         path = f"/api/v1/namespaces/kube-system/serviceaccounts/{name}/token"
         request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
         self._tokens[name] = self.api.request("POST", path, request)["status"]["token"]
-        self._bind(name, {"kind": "ServiceAccount", "name": name, "namespace": "kube-system"}, rules)
+        subject = {"kind": "ServiceAccount", "name": name, "namespace": "kube-system"}
+        self._bind(name, subject, rules, namespace)
         return self._tokens[name]
 
     def stop_apiserver(self) -> None:
@@ -210,15 +213,18 @@ class ControlPlane:
             raise ServerError(f"expected etcd to answer {path}; it said {response.status} {response.data!r}")
         return response.json()
 
-    def _bind(self, user: str, subject: dict[str, str], rules: Sequence[Mapping[str, Any]]) -> None:
-        api, name = self.api, f"test-{user}-{self.revision()}"
-        role = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": name}}
-        api.create({**role, "kind": "ClusterRole", "rules": list(rules)})
-        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
-        api.create({**role, "kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [subject]})
+    def _bind(
+        self, user: str, subject: dict[str, str], rules: Sequence[Mapping[str, Any]], namespace: str = ""
+    ) -> None:
+        api, kind = self.api, "Role" if namespace else "ClusterRole"
+        metadata = {"name": f"test-{user}-{self.revision()}"} | ({"namespace": namespace} if namespace else {})
+        role = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": metadata}
+        api.create({**role, "kind": kind, "rules": list(rules)})
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": metadata["name"]}
+        api.create({**role, "kind": f"{kind}Binding", "roleRef": reference, "subjects": [subject]})
         # The authorizer follows RBAC objects by a watch, a moment behind them.
         deadline = time.monotonic() + 10
-        while not all(map(self.api_as(user).allowed, rules)):
+        while not all(self.api_as(user).allowed(rule, namespace) for rule in rules):
             if time.monotonic() > deadline:
                 raise ServerError(f"expected {user} to be granted {rules} within 10 s; it is still refused")
             time.sleep(0.02)

@@ -6,6 +6,7 @@ middle of a line if need be, and not a TLS record.
 
 import asyncio
 import random
+import re
 import socket
 import ssl
 import struct
@@ -293,6 +294,7 @@ class FaultHttpProxy(FaultProxy):
         super().__init__(upstream, ca)
         self._classify = classify
         self._faults: list[_Fault] = []
+        self._watch_seconds = 0
         self.requests: list[Request] = []
 
     def counts(self) -> Counter[str]:
@@ -326,9 +328,14 @@ class FaultHttpProxy(FaultProxy):
         match = (lambda request: request.kind == when) if isinstance(when, str) else when
         self._faults.append(_Fault(match, times, status, headers or {}, body, delay, drop, truncate))
 
+    def shorten_watches(self, seconds: int) -> None:
+        """Asks the API server to end each watch after so many seconds, whatever the client asks for."""
+        self._watch_seconds = seconds
+
     def calm(self) -> None:
         """Ends all faults."""
         self._faults.clear()
+        self._watch_seconds = 0
         super().calm()
 
     async def _serve(self, link: _Link) -> None:
@@ -338,6 +345,8 @@ class FaultHttpProxy(FaultProxy):
         fault = self._fault_for(request)
         if fault is not None and fault.status is not None:
             return await self._answer(link, fault, fault.status)
+        if self._watch_seconds:
+            head = re.sub(rb"timeoutSeconds=\d+", b"timeoutSeconds=%d" % self._watch_seconds, head, count=1)
         await link.connect(self._host, self._port, self._tls)
         await link.send_up(_with_connection_close(head))
         return await (link.exchange() if fault is None else link.while_requesting(self._respond(link, fault)))
