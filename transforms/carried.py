@@ -67,6 +67,7 @@ class Carried:
         self.written: set[tuple[str, str]] = set()
         self.outputs: dict[str, list[Any]] = collections.defaultdict(list)
         self.failure: Exception | None = None
+        self.facts_lock = threading.RLock()
         self._facts: dict[str, Facts] = {}
         self._seen: dict[str, Seen] = {}
         self._retention_us = int(2 * settings.timing.event_ttl_s * 1e6)
@@ -78,7 +79,7 @@ class Carried:
         return self._seen.setdefault(cluster, Seen())
 
     def facts(self, cluster: str) -> Facts:
-        """What is known of a cluster's objects."""
+        """What is known of a cluster's objects; written and read under `facts_lock`."""
         return self._facts.setdefault(cluster, Facts(self._retention_us))
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from transforms.kube import newer
+from transforms.kube import UNDECODABLE, newer
 from transforms.types import Change, Object
 
 T = TypeVar("T", bound=Object)
@@ -52,7 +52,7 @@ class Decoder(Generic[T]):
         bad: list[Undecodable] = []
         try:
             objects = self._page.decode(body).items or []
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             objects, bad = self._one_by_one(body)
         changes = [Change("LISTED", item, observed_us) for item in objects]
         if floor:
@@ -66,7 +66,7 @@ class Decoder(Generic[T]):
         for line in lines:
             try:
                 event = self._line.decode(line)
-            except msgspec.DecodeError as error:
+            except UNDECODABLE as error:
                 bad.append(Undecodable(line, f"a watch line: {error}"))
                 continue
             changes.append(Change(event.type, event.object, observed_us))
@@ -75,13 +75,13 @@ class Decoder(Generic[T]):
     def _one_by_one(self, body: bytes) -> tuple[list[T], list[Undecodable]]:
         try:
             raw = self._raw_page.decode(body).items or []
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             return [], [Undecodable(body, f"a list page: {error}")]
         objects: list[T] = []
         bad: list[Undecodable] = []
         for item in raw:
             try:
                 objects.append(self._object.decode(item))
-            except msgspec.DecodeError as error:
+            except UNDECODABLE as error:
                 bad.append(Undecodable(bytes(item), f"a list item: {error}"))
         return objects, bad

@@ -27,8 +27,9 @@ from transforms.types import Change, Changes, Event, News, NewsChunk, ObjectMeta
 # --- plain ------------------------------------------------------------------------------------
 
 _FOLD_AT = 50  # additions in a stream's bag
-_ENTRY = struct.Struct(">16sQII")  # UID, version (0: forgotten), count, when (s)
+_ENTRY = struct.Struct(">16sQII")  # UID, version (0: none), count (0: forgotten), when (s)
 _COUNT_MAX = 2**32 - 1
+_VERSION_MAX = 2**64 - 1
 
 
 class Seen:
@@ -70,8 +71,8 @@ class Seen:
         """Takes in what `encode` gave of another; later entries win, and what was forgotten goes."""
         size = int.from_bytes(addition[:4], "big")
         for key, version, count, when in _ENTRY.iter_unpack(addition[4 : 4 + size]):
-            if version or self._base is not None:  # what a base holds can only be masked
-                self._events[key] = version and version << 64 | count << 32 | when
+            if count or self._base is not None:  # what a base holds can only be masked
+                self._events[key] = count and version << 64 | count << 32 | when
             else:
                 self._events.pop(key, None)
         for uid, service in _SERVICES.decode(addition[4 + size :]).items():
@@ -122,9 +123,10 @@ def reported_count(event: Event) -> int:
 
 
 def version_of(metadata: ObjectMeta) -> int:
-    """A resourceVersion as a number (KEP-5504); 0 when it is none, and then only counts tell what is new."""
+    """A resourceVersion as a number (KEP-5504); 0 when it is none of 64 bits, and then only counts tell what is new."""
     version = metadata.resource_version
-    return int(version) if version.isdecimal() else 0
+    number = int(version) if version.isdecimal() else 0
+    return number if number <= _VERSION_MAX else 0
 
 
 def _event_news(change: Change[Event], seen: Seen) -> News[Event] | None:
@@ -155,7 +157,8 @@ def _service_news(change: Change[Service], seen: Seen) -> News[Service] | None:
     if known is None:
         seen.saw_service(uid, service)
         return News(change.type, service, change.observed_us)
-    if version_of(service.metadata) <= version_of(known.metadata):
+    version = version_of(service.metadata)
+    if version and version <= version_of(known.metadata):
         return None
     seen.saw_service(uid, service)
     same = service.spec == known.spec and service.metadata.labels == known.metadata.labels

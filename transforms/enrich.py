@@ -59,7 +59,8 @@ class _EnrichFn(beam.DoFn):
 
     def process(self, element: tuple[str, NewsChunk], current: Any) -> Iterator[tuple[str, bytes]]:
         shard_key, chunk = element
-        records, dead = enrich(chunk, self._facts(chunk.cluster, current))
+        with self._carried.facts_lock:
+            records, dead = enrich(chunk, self._facts(chunk.cluster, current))
         if records:
             yield shard_key, encode_records(records)
         for letter in dead:
@@ -70,15 +71,19 @@ class _EnrichFn(beam.DoFn):
 
 
 class _EnrichStreamFn(_EnrichFn):
-    """In a stream the facts come as the side input: the snapshot of the element's window, by cluster, encoded."""
+    """In a stream the facts come as the side input: the snapshot of the element's window, by cluster, encoded.
+
+    Where the runner gives none for the window, the facts that this worker's own snapshot source keeps, if it has one.
+    """
 
     def setup(self) -> None:
+        super().setup()
         self._decoded: dict[str, tuple[bytes, Facts]] = {}
 
     def _facts(self, cluster: str, current: dict[str, bytes]) -> Facts:
         encoded = current.get(cluster)
         if encoded is None:
-            return Facts()
+            return super()._facts(cluster, current)
         kept = self._decoded.get(cluster)
         if kept is None or kept[0] != encoded:
             kept = self._decoded[cluster] = encoded, Facts.decode(encoded)

@@ -32,6 +32,8 @@ from transforms.types import Position, Target
 _LOG = logging.getLogger(__name__)
 
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io,application/json"
+# What msgspec raises for bytes that are no JSON, not of the type, not UTF-8, or nested too deep.
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _METADATA_WATCH = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io,application/json"
 
 
@@ -271,7 +273,7 @@ class Follower:
         body = _body(self.connection.get(path, self._selected(query), accept), self.connection.server)
         try:
             return body, _PAGE_HEAD.decode(body)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise KubeError(f"{path}: expected a list in JSON, got {body[:80]!r} ({error})") from error
 
     def _watch(self, listed_at: float) -> Iterator[Frame]:
@@ -314,7 +316,7 @@ class Follower:
         for line in lines:
             try:
                 head = _LINE_HEAD.decode(line)
-            except msgspec.DecodeError:
+            except UNDECODABLE:
                 items.append(line)  # a dead letter, once decoding has failed on it too
                 continue
             if head.type == "ERROR":
@@ -659,7 +661,7 @@ def _error_of(response: urllib3.BaseHTTPResponse, server: str, path: str) -> Kub
     response.release_conn()
     try:
         status = msgspec.json.decode(body, type=_LineObject)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         status = _LineObject(message=body[:200].decode(errors="replace"))
     advice = {
         401: "; the credentials are missing, wrong or expired",

@@ -7,6 +7,7 @@ once and left out. A kind that events name and that nobody follows yet is found 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -30,6 +31,7 @@ from transforms.facts import FULL, METADATA, SPEC, Facts
 from transforms.kube import Connection, Frame, KubeError, Reader, Readers, Resource
 from transforms.objects import object_type
 from transforms.types import Position, Progress, Target
+from transforms.watch import not_before
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ def _resources() -> dict[str, Resource]:
 class SnapshotReader:
     """Keeps the facts of one cluster current.
 
-    namespaces: where namespaced objects are read; () is everywhere. retention_us: how long what ended is kept.
+    namespaces: where namespaced objects are read; () is everywhere. lock: held while the facts are written.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class SnapshotReader:
         facts: Facts,
         namespaces: tuple[str, ...] = (),
         *,
+        lock: contextlib.AbstractContextManager[Any] | None = None,
         clock: Callable[[], float] = time.time,
         report: Callable[[str], None] = _LOG.warning,
     ) -> None:
         self.facts = facts
+        self._lock = lock or contextlib.nullcontext()
         self._cluster, self._readers, self._namespaces = cluster, readers, namespaces or ("",)
         self._clock, self._report = clock, report
         self._resources = _resources()
@@ -96,7 +100,8 @@ class SnapshotReader:
             self._readers.wait(functools.partial(self._moved, missing), until - self._clock())
         if self._clock() - self._expired_at > 60.0:
             self._expired_at = self._clock()
-            self.facts.expire(int(self._clock() * 1e6))
+            with self._lock:
+                self.facts.expire(int(self._clock() * 1e6))
         return self.facts
 
     @staticmethod
@@ -117,7 +122,8 @@ class SnapshotReader:
 
     def _take(self, target: Target, reader: Reader) -> None:
         for frame in reader.take(_READER_LIMIT):
-            self._apply(_plural(target), target.namespace, frame)
+            with self._lock:
+                self._apply(_plural(target), target.namespace, frame)
         if reader.error is not None:
             del self._followed[target]
             self._refused[target] = self._clock() + _AGAIN_S
@@ -205,7 +211,9 @@ class _RefreshFn(beam.DoFn):
 def _reader(carried: Carried, cluster: str, namespaces: tuple[str, ...]) -> SnapshotReader:
     if cluster not in carried.snapshots:
         facts = carried.facts(cluster)
-        carried.snapshots[cluster] = SnapshotReader(cluster, carried.readers, facts, namespaces)
+        carried.snapshots[cluster] = SnapshotReader(
+            cluster, carried.readers, facts, namespaces, lock=carried.facts_lock
+        )
     return carried.snapshots[cluster]
 
 
@@ -299,8 +307,7 @@ class _WindowsFn(beam.DoFn, RestrictionProvider):
         begins, ends = number * self._window_s, (number + 1) * self._window_s
         if begins <= now and tracker.try_claim(number):
             facts = _reader(self._carried, cluster, self._namespaces).refresh()
-            at = max(Timestamp(begins), watermark.current_watermark())
-            yield TimestampedValue((cluster, facts.encode()), at)
+            yield TimestampedValue((cluster, facts.encode()), not_before(Timestamp(begins), watermark))
             # The snapshot of this window is all that comes of it: nobody need wait for its end.
             watermark.set_watermark(Timestamp(ends))
             begins = ends

@@ -233,7 +233,7 @@ class _WatchFn(beam.DoFn, _SpanProvider):
             tracker.try_claim(None)
             return
         # What comes later is stamped no earlier (`_stamped`): the watermark can follow the clock in a quiet cluster.
-        watermark.set_watermark(max(Timestamp.now(), watermark.current_watermark()))
+        watermark.set_watermark(not_before(Timestamp.now(), watermark))
         tracker.defer_remainder(Duration(seconds=0.0 if reader.waiting else _POLL_S))
 
     def _read(self, target: Target, frame: Frame) -> tuple[list[Change[Any]], list[Undecodable]]:
@@ -258,10 +258,16 @@ class _WatchFn(beam.DoFn, _SpanProvider):
 
 def _stamped(output: Any, received_us: int, watermark: Any) -> Any:
     """An output with the time when it was received, or the watermark's where that is later: so nothing is ever late."""
-    at = max(Timestamp(micros=received_us), watermark.current_watermark())
+    at = not_before(Timestamp(micros=received_us), watermark)
     if isinstance(output, beam.pvalue.TaggedOutput):
         return beam.pvalue.TaggedOutput(output.tag, TimestampedValue(output.value, at))
     return TimestampedValue(output, at)
+
+
+def not_before(time: Timestamp, watermark: Any) -> Timestamp:
+    """A time, or the watermark (None before it is first set) where that is later."""
+    current = watermark.current_watermark()
+    return time if current is None else max(time, current)
 
 
 @dataclasses.dataclass

@@ -128,9 +128,11 @@ class Jobs:
         return job
 
     def close(self) -> None:
-        """Ends all jobs that run."""
-        for job in self._started:
+        """Ends all jobs that run, and prints what they said, which pytest shows of a test that failed."""
+        for number, job in enumerate(self._started):
+            ended = "" if job.alive() else f" (ended with {job.wait()})"
             job.close()
+            print(f"--- job {number}{ended}:\n{job.stderr}")
 
 
 def verify(sink: Sink) -> subprocess.CompletedProcess[str]:

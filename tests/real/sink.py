@@ -1,4 +1,4 @@
-"""An independent reader of the job's output: gzip, varint-delimited, the FileDescriptorSet in `_schema/`; not our codec."""
+"""An independent reader of the job's output: gzip, varint-delimited, the schema in `_schema/`; not the job's codec."""
 
 import gzip
 import json

@@ -184,7 +184,7 @@ def names(frames: Sequence[Frame]) -> list[str]:
             for item in frame.items:
                 try:
                     found.append(json.loads(item)["object"]["metadata"]["name"])
-                except ValueError:
+                except (ValueError, TypeError, KeyError, RecursionError):
                     found.append("?")
     return found
 
