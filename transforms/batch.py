@@ -73,7 +73,7 @@ class BatchByPartition(beam.PTransform):
 
     def expand(self, records: beam.PCollection) -> Any:
         unit = 1 if self.streaming else self.batch_size
-        chunks = records | "ByPartition" >> beam.ParDo(_ByPartitionFn(unit))
+        chunks = records | "ByPartition" >> beam.ParDo(_ByPartitionFn(unit)).with_output_types(tuple[str, bytes])
         return (
             chunks
             | "Window" >> beam.WindowInto(FixedWindows(self.window_s))

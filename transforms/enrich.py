@@ -118,4 +118,4 @@ class GapRecords(beam.PTransform):
     """Gap → (shard key, bytes of `encode_records`): what could not be had is in the data, too."""
 
     def expand(self, gaps: beam.PCollection) -> Any:
-        return gaps | "Gap" >> beam.ParDo(_GapRecordFn())
+        return gaps | "Gap" >> beam.ParDo(_GapRecordFn()).with_output_types(tuple[str, bytes])

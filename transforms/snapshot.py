@@ -231,7 +231,7 @@ class ObjectSnapshots(beam.PTransform):
         return (
             progress
             | "Gather" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
-            | "Refresh" >> beam.ParDo(_RefreshFn(self.process, self.namespaces))
+            | "Refresh" >> beam.ParDo(_RefreshFn(self.process, self.namespaces)).with_output_types(str)
         )
 
 

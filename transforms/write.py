@@ -183,6 +183,10 @@ class WriteBatches(beam.PTransform):
         return typed(outputs, sequences=tuple[str, int], segments=Segment)
 
 
+def _by_cluster(letter: DeadLetter) -> tuple[str, DeadLetter]:
+    return letter.cluster, letter
+
+
 @dataclasses.dataclass
 class WriteDeadLetters(beam.PTransform):
     """DeadLetter → (path, count) of each object written under `_dead/`; `max_age_s` as in BatchByPartition."""
@@ -193,7 +197,7 @@ class WriteDeadLetters(beam.PTransform):
     def expand(self, letters: beam.PCollection) -> Any:
         return (
             letters
-            | "ByCluster" >> beam.WithKeys(lambda letter: letter.cluster).with_output_types(tuple[str, DeadLetter])
+            | "ByCluster" >> beam.Map(_by_cluster).with_output_types(tuple[str, DeadLetter])
             | "Group" >> beam.GroupIntoBatches(1000, self.max_age_s)
-            | "Write" >> beam.ParDo(_WriteDeadFn(self.process))
+            | "Write" >> beam.ParDo(_WriteDeadFn(self.process)).with_output_types(tuple[str, int])
         )
