@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
@@ -76,7 +77,8 @@ def _demo(options: HistoryOptions, config: JobConfig) -> Iterator[JobConfig]:
         return
     from pipeline.demo import demo_cluster
 
-    with demo_cluster() as cluster, tempfile.TemporaryDirectory(prefix="kube-history-demo-") as directory:
+    # Another seed is another cluster: a second demo in the same output adds to it, and repeats nothing.
+    with demo_cluster(seed=time.time_ns()) as cluster, tempfile.TemporaryDirectory(prefix="kube-history-demo-") as directory:
         kubeconfig = str(cluster.write_kubeconfig(os.path.join(directory, "kubeconfig")))
         clusters = (Cluster(config.clusters[0].name, kubeconfig),)
         settings = dataclasses.replace(config.settings, clusters=clusters)
@@ -95,9 +97,11 @@ def _log_to_stderr(debug: bool) -> None:
     logging.basicConfig(
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(message)s",
-        level=logging.DEBUG if debug else logging.INFO,
+        level=logging.DEBUG if debug else logging.ERROR,  # libraries, some of which log to the root logger
         force=True,
     )
-    if not debug:
-        for name in ("apache_beam", "root", "botocore", "boto3", "urllib3", "kubernetes"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+    if debug:
+        logging.getLogger("apache_beam").setLevel(logging.INFO)  # its DEBUG is a thousand lines an epoch
+    else:
+        for name in ("kube-history", "pipeline", "runners", "transforms"):
+            logging.getLogger(name).setLevel(logging.INFO)

@@ -24,6 +24,7 @@ from apache_beam.transforms.environments import EmbeddedPythonEnvironment
 from runners.config import JobConfig
 from runners.display import Display
 from runners.history import Epoch, History
+from runners.snapshots import SavedFacts
 from transforms import codec, layout
 from transforms.carried import Process
 from transforms.kube import KubeError, Reader, relist
@@ -71,6 +72,7 @@ class DirectJob:
         self._readers = self._carried.readers
         self._run_id = uuid.uuid4().hex[:12]
         self._histories: dict[str, History] = {}
+        self._saved_facts: dict[str, SavedFacts] = {}
         self._targets: list[Target] = []
         self._stopping = False
         self._ends_at = time.monotonic() + config.run_for_s if config.run_for_s else float("inf")
@@ -113,6 +115,9 @@ class DirectJob:
             )
             known = history.open()
             self._histories[cluster.name] = history
+            saved = self._saved_facts[cluster.name] = SavedFacts(self._carried.store, cluster.name)
+            if known and (facts := saved.load()) is not None:
+                self._carried.know(cluster.name, facts)
             targets = [
                 Target(cluster.name, resource, namespace)
                 for resource in RESOURCES
@@ -179,6 +184,11 @@ class DirectJob:
             reader.close()
         while self._anything():
             self._epoch()
+        self._save_facts(now=True)
+
+    def _save_facts(self, *, now: bool = False) -> None:
+        for cluster, saved in self._saved_facts.items():
+            saved.save(self._carried.facts(cluster), now=now)
 
     def _sources(self) -> list[Reader]:
         return [reader for target in self._targets if (reader := self._readers.of(target)) is not None]
@@ -211,4 +221,5 @@ class DirectJob:
             history.commit(epoch)
         self._last_epoch = time.monotonic()
         self._carry_positions()
+        self._save_facts()
         self._display.epoch(epoch)

@@ -82,6 +82,10 @@ class Carried:
         """What is known of a cluster's objects; written and read under `facts_lock`."""
         return self._facts.setdefault(cluster, Facts(self._retention_us))
 
+    def know(self, cluster: str, facts: Facts) -> None:
+        """Begins with facts that another process gathered."""
+        self._facts[cluster] = facts
+
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
         """Keeps the error that passes through, for one clear line above Beam's own."""

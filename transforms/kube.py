@@ -160,6 +160,9 @@ class Connection:
             self.requests += 1
         try:
             self._api.update_params_for_auth(headers, [], ["BearerToken"], path, "GET", None)
+        except Exception as error:  # what an exec plugin or a token file raises
+            raise KubeError(f"{self.server}: no credentials: {_root_cause(error)}") from error
+        try:
             timeout = urllib3.Timeout(connect=self.timing.connect_s, read=read_s or self.timing.read_s)
             response: urllib3.BaseHTTPResponse = self._api.rest_client.pool_manager.request(
                 "GET", url, headers=headers, preload_content=False, retries=False, timeout=timeout
@@ -227,6 +230,8 @@ class Follower:
                     yield from self._watch(listed_at)
                 refused = False
             except KubeError as error:
+                if self.stopped():
+                    return
                 if error.refused and self.refusable:
                     raise
                 pause = backoff.after(error)
@@ -235,6 +240,8 @@ class Follower:
                 elif error.refused and not refused:
                     refused = True
                     yield self._gap(f"{error}", until_us=0)
+                    if self.once:
+                        return
                 if not error.gone and (backoff.failures == 1 or backoff.failures % 10 == 0):
                     self.report(f"{self.target.key}: {error}; try {backoff.failures}, the next in {pause:.0f} s")
                 self.sleep(pause)
@@ -246,8 +253,9 @@ class Follower:
             query: dict[str, str | int] = {"limit": self.page_size}
             if self.position.continue_token:
                 query["continue"] = self.position.continue_token
-            elif self.resource.bookmarks:
-                query["resourceVersion"] = 0  # from the API server's watch cache: etcd is not asked
+            elif self.resource.bookmarks:  # from the API server's watch cache: etcd is not asked
+                query["resourceVersion"] = self.position.resource_version or 0
+                query["resourceVersionMatch"] = "NotOlderThan"
             body, head = self._page(query)
             now_us = self._now_us()
             if first and self._lost_since(now_us):
@@ -342,7 +350,7 @@ class Follower:
 
     def _gap(self, why: str, until_us: int) -> Frame:
         since_us = self.position.time_us or self._now_us()
-        return Frame("gap", [why.encode()], self.position, until_us, 0, since_us=since_us)
+        return Frame("gap", [why.encode()], self.position, until_us, since_us=since_us)
 
     def _now_us(self) -> int:
         return int(self.clock() * 1e6)
@@ -454,7 +462,7 @@ class Reader:
                         return
                     self._frames.append(frame)
                     self.waiting += frame.count
-                    self.caught_up = self.caught_up or frame.last
+                    self.caught_up = self.caught_up or frame.last or frame.kind == "gap"
                     self._changed.notify_all()
         except Exception as error:
             self.error = error

@@ -39,6 +39,11 @@ def archive_span(path: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def facts(cluster: str, time: str) -> str:
+    """Saved facts; with an empty time, the prefix of all."""
+    return f"{state(cluster)}/facts/{time}" + (".msgpack.gz" if time else "")
+
+
 def open_marker(partition: str) -> str:
     """The object that says that a partition may hold segments which no commit names yet."""
     cluster, _, hour = partition.partition("/")

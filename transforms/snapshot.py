@@ -106,7 +106,7 @@ class SnapshotReader:
 
     @staticmethod
     def _moved(readers: list[Reader]) -> bool:
-        return any(reader.waiting or reader.done for reader in readers)
+        return any(reader.waiting or reader.done or reader.caught_up for reader in readers)  # a list may be empty
 
     def _targets(self, resource: str) -> list[Target]:
         namespaces = self._namespaces if self._resources[resource].namespaced else ("",)

@@ -7,7 +7,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import apache_beam as beam
 import urllib3
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline.demo import DemoCluster
 from pipeline.demo.server import DemoServer
@@ -191,6 +194,11 @@ def names(frames: Sequence[Frame]) -> list[str]:
 
 def timed_out() -> Exception:
     return urllib3.exceptions.ReadTimeoutError(None, "", "Read timed out.")  # type: ignore[arg-type]
+
+
+def epoch() -> beam.Pipeline:
+    """A pipeline that runs as an epoch does; Beam's own choice for TestPipeline would be another runner."""
+    return beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
 
 
 def cluster_of(server: DemoServer, directory: pathlib.Path, name: str = "prod") -> Cluster:

@@ -404,7 +404,7 @@ def test_the_transform_tells_news_once_a_key_and_at_the_end_what_it_saw(tmp_path
     known["metadata"]["uid"] = "known"
     grown = fakes.event("known", 60, 5)
     grown["metadata"]["uid"] = "known"
-    with beam.Pipeline() as p:
+    with fakes.epoch() as p:
         outputs = (
             p
             | beam.Create(
