@@ -13,6 +13,7 @@ from transforms import coders
 from transforms.batch import BatchByPartition
 from transforms.carried import Process
 from transforms.dedup import Deduplicate
+from transforms.elements import Elements
 from transforms.enrich import Enrich, GapRecords
 from transforms.snapshot import ObjectSnapshots, SnapshotWindows
 from transforms.types import Target
@@ -30,7 +31,7 @@ def build(
     coders.register()
     watched = (
         p
-        | "Targets" >> beam.Create(list(targets))
+        | "Targets" >> Elements(targets, Target)
         | "WatchResources"
         >> WatchResources(process, config.shards, config.keep, bounded=not streaming, limit=config.epoch_limit)
     )
@@ -38,7 +39,7 @@ def build(
     if streaming:
         snapshots = (
             p
-            | "Clusters" >> beam.Create([cluster.name for cluster in config.clusters])
+            | "Clusters" >> Elements([cluster.name for cluster in config.clusters], str)
             | "ObjectSnapshots" >> SnapshotWindows(process, config.namespaces, config.snapshot_interval_s)
         )
         news = deduplicated.news | "SnapshotWindow" >> beam.WindowInto(FixedWindows(config.snapshot_interval_s))
@@ -59,7 +60,7 @@ def build(
     dead = (
         (watched.dead, unenriched)
         | "AllDeadLetters" >> beam.Flatten()
-        | "WriteDeadLetters" >> WriteDeadLetters(process, max_age_s)
+        | "WriteDeadLetters" >> WriteDeadLetters(process)
     )
     return EpochOutputs(
         progress=watched.progress,

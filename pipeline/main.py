@@ -15,13 +15,18 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+import apache_beam as beam
+
 from pipeline.graph import build
 from pipeline.options import HistoryOptions, UsageError, config_of, parse
 from runners.config import JobConfig
 from runners.direct import DirectJob
+from runners.errors import RunnerError
+from transforms.carried import Process
 from transforms.commit import ChainError
 from transforms.kube import Cluster, ConfigError, KubeError
 from transforms.store import StoreError
+from transforms.types import Target
 
 _LOG = logging.getLogger("kube-history")
 _M_ARENA_MAX = -8  # of malloc.h
@@ -39,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
     _settle_memory()
     try:
         with _demo(options, config) as ready:
-            _run(ready)
-    except (ConfigError, KubeError, StoreError, ChainError, OSError) as error:
+            _run(options, ready)
+    except (ConfigError, KubeError, StoreError, ChainError, RunnerError, OSError) as error:
         _LOG.error("%s", " ".join(str(error).split()), exc_info=config.debug)
         return 1
     except Exception as error:  # nobody is served by a traceback through Beam; --debug shows it
@@ -54,7 +59,30 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(config: JobConfig) -> None:
+def _run(options: HistoryOptions, config: JobConfig) -> None:
+    # Beam's portable runners are imported where they are asked for: they cost time and memory.
+    match config.runner:
+        case "FlinkRunner":
+            from runners import flink
+
+            flink.submit(config, options, _build_streaming)
+        case "PortableRunner":
+            from runners import portable
+
+            portable.run(config, options, _build_streaming)
+        case "PrismRunner":
+            from runners import prism
+
+            prism.run(config, options, _build_streaming)
+        case _:
+            _run_direct(config)
+
+
+def _build_streaming(p: beam.Pipeline, config: JobConfig, process: Process, targets: Sequence[Target]) -> object:
+    return build(p, config, process, targets, streaming=True)
+
+
+def _run_direct(config: JobConfig) -> None:
     job = DirectJob(config, build)
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -78,7 +106,10 @@ def _demo(options: HistoryOptions, config: JobConfig) -> Iterator[JobConfig]:
     from pipeline.demo import demo_cluster
 
     # Another seed is another cluster: a second demo in the same output adds to it, and repeats nothing.
-    with demo_cluster(seed=time.time_ns()) as cluster, tempfile.TemporaryDirectory(prefix="kube-history-demo-") as directory:
+    with (
+        demo_cluster(seed=time.time_ns()) as cluster,
+        tempfile.TemporaryDirectory(prefix="kube-history-demo-") as directory,
+    ):
         kubeconfig = str(cluster.write_kubeconfig(os.path.join(directory, "kubeconfig")))
         clusters = (Cluster(config.clusters[0].name, kubeconfig),)
         settings = dataclasses.replace(config.settings, clusters=clusters)
@@ -105,3 +136,4 @@ def _log_to_stderr(debug: bool) -> None:
     else:
         for name in ("kube-history", "pipeline", "runners", "transforms"):
             logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # its errors end the epoch, and are reported there

@@ -15,6 +15,7 @@ class JobConfig:
     """All that was asked for. Seconds where a name ends in _s or says interval; counts elsewhere.
 
     namespaces: () is all. delivery: "no-loss" or "no-duplicates". run_for_s: 0 is for ever.
+    heartbeat_file: what a DirectRunner touches after each commit; "" is nothing.
     """
 
     runner: str
@@ -31,6 +32,7 @@ class JobConfig:
     shards: int = 1
     epoch_limit: int = 15_000
     debug: bool = False
+    heartbeat_file: str = ""
     settings: Settings = dataclasses.field(kw_only=True)
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import pathlib
 import threading
 import time
 import uuid
@@ -79,6 +80,7 @@ class DirectJob:
         self._last_epoch = 0.0
         self._display = Display(self._readers)
         self._beam_options = PipelineOptions([], experiments=["beam_fn_api"])
+        self._heartbeat = pathlib.Path(config.heartbeat_file) if config.heartbeat_file else None
 
     def run(self) -> None:
         """Returns when all that was read is committed. Raises what `main` turns into one line."""
@@ -102,6 +104,8 @@ class DirectJob:
     # --- start ---
 
     def _start(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.unlink(missing_ok=True)  # a dead run's says nothing of this one
         self._carried.store.check()
         self._carried.store.create(layout.SCHEMA, codec.descriptor_set())
         for cluster in self._config.clusters:
@@ -176,7 +180,8 @@ class DirectJob:
                 self._readers.wait(self._due, min(self._left(), self._config.batch_interval_s))
         if time.monotonic() >= self._ends_at:
             self._stopping = True
-        return not self._stopping and not all(reader.done and not reader.waiting for reader in self._sources())
+        ended = self._last_epoch and all(reader.done and not reader.waiting for reader in self._sources())
+        return not self._stopping and not ended
 
     def _drain(self) -> None:
         """Stops reading, and runs epochs until nothing that was read is left."""
@@ -223,3 +228,5 @@ class DirectJob:
         self._carry_positions()
         self._save_facts()
         self._display.epoch(epoch)
+        if self._heartbeat is not None:
+            self._heartbeat.touch()

@@ -23,7 +23,8 @@ _RECORDS = msgspec.msgpack.Decoder(list[Encoded])
 def encode_records(records: Sequence[Encoded]) -> bytes:
     """A chunk of finished records, as the stages from Enrich on hand it over.
 
-    Plain bytes, since GroupIntoBatches pickles what Beam has no primitive for, and its state is measured object by object.
+    Plain bytes, since GroupIntoBatches pickles what Beam has no primitive for, and its state is measured object by
+    object.
     """
     return msgspec.msgpack.encode(records)
 

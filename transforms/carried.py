@@ -1,8 +1,8 @@
 """What one worker process keeps between bundles, and in micro-batches from epoch to epoch: connections and memory.
 
 A DoFn is unpickled anew for each run, so it can keep nothing itself. It holds a `Process`, which is picklable and names
-no credential, and acquires the one `Carried` of its process through Beam's `Shared`. On Flink nothing but connections is
-in it: state is Beam state there.
+no credential, and acquires the one `Carried` of its process through Beam's `Shared`. On Flink nothing but connections
+and what can be read again is in it: state is Beam state there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transforms.store import Retrying, Store, StoreConfig
 from transforms.types import Position
 
 if TYPE_CHECKING:
-    from transforms.dedup import Seen
+    from transforms.dedup import Memory, Seen
     from transforms.snapshot import SnapshotReader
 
 _LOG = logging.getLogger(__name__)
@@ -45,8 +45,9 @@ class Settings:
 class Carried:
     """One process's connections, what the runner carries from epoch to epoch, and what the epoch put out for it.
 
-    positions: by target key, where a target is read from. sequences: by "<partition>/<shard>", the next free segment number. written: identities that a dead run wrote after the
-    newest commit, which a replay must not write again. outputs: by name.
+    positions: by target key, where a target is read from. sequences: by "<partition>/<shard>", the next free segment
+    number. written: identities that a dead run wrote after the newest commit, which a replay must not write again.
+    memories: what a stream's bundles remember, by shard key (the truth is the state). outputs: by name.
     failure: the error that ended an epoch, as it was before Beam wrapped it.
     """
 
@@ -65,6 +66,7 @@ class Carried:
         self.positions: dict[str, Position] = {}
         self.sequences: dict[str, int] = {}
         self.written: set[tuple[str, str]] = set()
+        self.memories: dict[str, Memory] = {}
         self.outputs: dict[str, list[Any]] = collections.defaultdict(list)
         self.failure: Exception | None = None
         self.facts_lock = threading.RLock()

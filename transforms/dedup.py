@@ -1,7 +1,7 @@
 """Deduplicate: keyed by shard; what passes is news, and says by how much the count of its Event grew.
 
-Plain part: `Seen`, the memory of UIDs, and `news_of`. Beam part: a stateful DoFn whose bag holds what the bundles of one
-run added to that memory. In micro-batches the memory of the epochs before comes in by handle (`carried`).
+Plain part: `Seen`, the memory of UIDs, and `news_of`. Beam part: stateful DoFns whose bag holds what was added to that
+memory: in a stream since its beginning, in an epoch by its bundles; that of the epochs before comes in by handle.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import struct
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ import apache_beam as beam
 import msgspec
 from apache_beam.coders import BytesCoder
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow
 
 from transforms.carried import Process
@@ -26,7 +27,7 @@ from transforms.types import Change, Changes, Event, News, NewsChunk, ObjectMeta
 
 # --- plain ------------------------------------------------------------------------------------
 
-_FOLD_AT = 50  # additions in a stream's bag
+_FOLD_AT = 50  # additions in a stream's bag, at least
 _ENTRY = struct.Struct(">16sQII")  # UID, version (0: none), count (0: forgotten), when (s)
 _COUNT_MAX = 2**32 - 1
 _VERSION_MAX = 2**64 - 1
@@ -35,8 +36,8 @@ _VERSION_MAX = 2**64 - 1
 class Seen:
     """The memory of what was written: Event UID → (version, count, when), and the Services as they were.
 
-    An entry takes about 170 bytes in memory and 32 encoded. `base` is looked in where this one has no entry and is never
-    changed: so a run's additions stay apart until they are committed (`merge`).
+    An entry takes about 170 bytes in memory and 32 encoded. `base` is looked in where this one has no entry and is
+    never changed: so a run's additions stay apart until they are committed (`merge`).
     """
 
     def __init__(self, base: Seen | None = None) -> None:
@@ -103,6 +104,7 @@ class Seen:
 
 
 _SERVICES = msgspec.msgpack.Decoder(dict[str, Service | None])
+_NOTHING = Seen().encode()
 
 
 def news_of(changes: Changes, seen: Seen) -> NewsChunk:
@@ -192,10 +194,43 @@ def _key(uid: str) -> bytes:
 # --- Beam -------------------------------------------------------------------------------------
 
 
+class Memory:
+    """What a worker keeps of one key of a stream between bundles: the bag's content, decoded.
+
+    It is the bag's of the bundle that wrote `token` to the state, and of no other: after a restored checkpoint, or when
+    another worker had the key meanwhile, the tokens differ and the bag is read again. So a bundle costs what it adds,
+    however much there is to remember.
+    """
+
+    def __init__(self, additions: Iterable[bytes] = ()) -> None:
+        self.seen, self.token = Seen(), b""
+        self._added, self._added_size, self._folded_size = 0, 0, 0
+        for addition in additions:
+            self.seen.merge(addition)
+            self.note(addition)
+
+    def note(self, addition: bytes) -> None:
+        """Counts what was added to the bag."""
+        self._added += 1
+        self._added_size += len(addition)
+
+    def due(self) -> bool:
+        """Whether the bag is to be folded: when it is twice what it was, so that an entry is rewritten seldom."""
+        return self._added > _FOLD_AT and self._added_size > self._folded_size
+
+    def fold(self, before_us: int) -> bytes:
+        """The one addition that stands for all, without the Events last written before a time."""
+        self.seen.expire(before_us)
+        folded = self.seen.encode()
+        self._added, self._added_size, self._folded_size = 0, 0, len(folded)
+        return folded
+
+
 class _DeduplicateFn(beam.DoFn):
-    """Keeps its memory in the bag; a bundle reads it once a key, and adds to it what each chunk adds."""
+    """In a stream: the memory is in the bag, to which each chunk adds, and decoded in the worker (`Memory`)."""
 
     ADDED = BagStateSpec("added", BytesCoder())
+    TOKEN = ReadModifyWriteStateSpec("token", BytesCoder())
 
     def __init__(self, process: Process, retention_s: float) -> None:
         self._process, self._retention_us = process, int(retention_s * 1e6)
@@ -204,49 +239,78 @@ class _DeduplicateFn(beam.DoFn):
         self._carried = self._process.acquire()
 
     def start_bundle(self) -> None:
-        self._memories: dict[str, Seen] = {}
+        self._memories: dict[str, Memory] = {}
 
     def process(
-        self, element: tuple[str, Changes], added: Any = beam.DoFn.StateParam(ADDED)
+        self,
+        element: tuple[str, Changes],
+        added: Any = beam.DoFn.StateParam(ADDED),
+        token: Any = beam.DoFn.StateParam(TOKEN),
     ) -> Iterator[tuple[str, NewsChunk]]:
         shard, changes = element
         if shard not in self._memories:
-            self._memories[shard] = self._remembered(changes, added)
+            self._memories[shard] = self._remembered(shard, added, token)
+        memory = self._memories[shard]
+        news, addition = deduplicate(changes, memory.seen)
+        if addition != _NOTHING:
+            added.add(addition)
+            memory.note(addition)
+        if news:
+            yield shard, news
+
+    def finish_bundle(self) -> None:
+        # A bundle that fails gives nothing back: what it remembers is not in the state.
+        self._carried.memories.update(self._memories)
+
+    def _remembered(self, shard: str, added: Any, token: Any) -> Memory:
+        """The memory of a key as its state says, under a new token; folded when due, and without what is too old."""
+        memory = self._carried.memories.pop(shard, None)
+        if memory is None or memory.token != token.read():
+            memory = Memory(added.read())
+        if memory.due():
+            folded = memory.fold(time.time_ns() // 1000 - self._retention_us)
+            added.clear()
+            added.add(folded)
+        memory.token = uuid.uuid4().bytes
+        token.write(memory.token)
+        return memory
+
+
+class _DeduplicateEpochFn(beam.DoFn):
+    """In an epoch: the memory is the process's, and the bag what the epoch adds, given out at the end of its input."""
+
+    ADDED = _DeduplicateFn.ADDED
+    END = TimerSpec("end", TimeDomain.WATERMARK)
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def setup(self) -> None:
+        self._carried = self._process.acquire()
+
+    def start_bundle(self) -> None:
+        self._memories: dict[str, Seen] = {}
+
+    def process(
+        self,
+        element: tuple[str, Changes],
+        added: Any = beam.DoFn.StateParam(ADDED),
+        end: Any = beam.DoFn.TimerParam(END),
+    ) -> Iterator[tuple[str, NewsChunk]]:
+        shard, changes = element
+        end.set(GlobalWindow().max_timestamp())
+        if shard not in self._memories:
+            self._memories[shard] = Seen(self._carried.seen(changes.cluster))
+            for addition in added.read():
+                self._memories[shard].merge(addition)
         news, addition = deduplicate(changes, self._memories[shard])
         added.add(addition)
         if news:
             yield shard, news
 
-    def _remembered(self, changes: Changes, added: Any) -> Seen:
-        """The memory of a key; what a stream has gathered is folded now and then, and what is too old is forgotten."""
-        memory = Seen(self._carried.seen(changes.cluster))
-        additions = list(added.read())
-        for addition in additions:
-            memory.merge(addition)
-        if len(additions) > _FOLD_AT:
-            memory.expire(time.time_ns() // 1000 - self._retention_us)
-            added.clear()
-            added.add(memory.encode())
-        return memory
-
-
-class _DeduplicateEpochFn(_DeduplicateFn):
-    """As in a stream, and gives out at the end of its input what it added to the memory."""
-
-    END = TimerSpec("end", TimeDomain.WATERMARK)
-
-    def process(
-        self,
-        element: tuple[str, Changes],
-        added: Any = beam.DoFn.StateParam(_DeduplicateFn.ADDED),
-        end: Any = beam.DoFn.TimerParam(END),
-    ) -> Iterator[tuple[str, NewsChunk]]:
-        end.set(GlobalWindow().max_timestamp())
-        yield from super().process(element, added)
-
     @on_timer(END)
     def end_of_input(
-        self, shard: Any = beam.DoFn.KeyParam, added: Any = beam.DoFn.StateParam(_DeduplicateFn.ADDED)
+        self, shard: Any = beam.DoFn.KeyParam, added: Any = beam.DoFn.StateParam(ADDED)
     ) -> Iterable[beam.pvalue.TaggedOutput]:
         for addition in added.read():
             yield beam.pvalue.TaggedOutput("seen", (shard, addition))
@@ -274,7 +338,6 @@ class Deduplicate(beam.PTransform):
     retention_s: float = 7200.0
 
     def expand(self, changes: beam.PCollection) -> Any:
-        kind = _DeduplicateFn if self.streaming else _DeduplicateEpochFn
-        deduplicate = beam.ParDo(kind(self.process, self.retention_s))
-        outputs = changes | "Deduplicate" >> deduplicate.with_outputs("seen", main="news")
+        fn = _DeduplicateFn(self.process, self.retention_s) if self.streaming else _DeduplicateEpochFn(self.process)
+        outputs = changes | "Deduplicate" >> beam.ParDo(fn).with_outputs("seen", main="news")
         return typed(outputs, seen=tuple[str, bytes], news=tuple[str, NewsChunk])

@@ -302,6 +302,8 @@ class Follower:
         begun, anything = self.clock(), False
         self.response = response = self.connection.get(path, self._selected(query), accept, silence_s)
         try:
+            if self.stopped():  # after `response` is there for who stops us to end it: one of both sees the other
+                return
             for lines in _lines(response, self.connection.server):
                 anything = True
                 yield from self._heard(lines)
@@ -335,8 +337,8 @@ class Follower:
             version = head.object.metadata.resource_version or version
             if head.type != "BOOKMARK":
                 items.append(line)
-        self.position = msgspec.structs.replace(self.position, resource_version=version, time_us=self._now_us())
-        if items or not failed:
+        if items or not failed:  # else nothing was heard since: how long nothing was known decides about a gap
+            self.position = msgspec.structs.replace(self.position, resource_version=version, time_us=self._now_us())
             yield Frame("lines" if items else "quiet", items, self.position, self.position.time_us, len(items))
         if failed:
             raise failed

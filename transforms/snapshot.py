@@ -1,8 +1,9 @@
 """ObjectSnapshots: the facts about a cluster's objects, kept current, as a side input.
 
-Each resource is listed once and then followed by a watch that stays open, through the same readers as the source: to bring
-the facts up to date costs no request while the watches are healthy. What may not be read, or is not there, is reported
-once and left out. A kind that events name and that nobody follows yet is found by discovery and followed from then on.
+Each resource is listed once and then followed by a watch that stays open, through the same readers as the source: to
+bring the facts up to date costs no request while the watches are healthy. What may not be read, or is not there, is
+reported once and left out. A kind that events name and that nobody follows yet is found by discovery and followed from
+then on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 import apache_beam as beam
 import msgspec
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
-from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
@@ -31,14 +31,17 @@ from transforms.facts import FULL, METADATA, SPEC, Facts
 from transforms.kube import Connection, Frame, KubeError, Reader, Readers, Resource
 from transforms.objects import object_type
 from transforms.types import Position, Progress, Target
-from transforms.watch import not_before
+from transforms.watch import WatermarkProvider, not_before
 
 _LOG = logging.getLogger(__name__)
 
 _CLUSTER_SCOPED = frozenset({"nodes"})
 _FIRST_LIST_S = 60.0  # how long the first snapshot may take; what has not come by then comes with a later one
+_FIRST_WINDOW_S = 10.0  # the same in a stream, where one that does not answer holds the others' events back
 _READER_LIMIT = 2_000  # objects a reader buffers: they are taken in as they come
 _PAGE_SIZE = 500
+# A Lease is renewed every few seconds: to follow it costs the cluster more than its labels are worth.
+_NOT_FOLLOWED = frozenset({("coordination.k8s.io/v1", "Lease")})
 _AGAIN_S = 600.0  # when a resource that was refused or not there is asked for again
 
 
@@ -83,14 +86,17 @@ class SnapshotReader:
         self._discovered: dict[str, tuple[float, dict[str, Resource]]] = {}
         self._expired_at = clock()
 
-    def refresh(self, kinds: Iterable[tuple[str, str]] = ()) -> Facts:
-        """Takes in what changed, and follows the kinds (apiVersion, kind) that are new; waits for first lists only."""
+    def refresh(self, kinds: Iterable[tuple[str, str]] = (), first_list_s: float = _FIRST_LIST_S) -> Facts:
+        """Takes in what changed, and follows the kinds (apiVersion, kind) that are new; waits for first lists only.
+
+        first_list_s: how long it waits for them.
+        """
         for api_version, kind in sorted(set(kinds) - self._kinds):
             self._discover(api_version, kind)
         for resource in self._resources:
             for target in self._targets(resource):
                 self._follow(target)
-        until = self._clock() + _FIRST_LIST_S
+        until = self._clock() + first_list_s
         while True:
             for target, reader in list(self._followed.items()):
                 self._take(target, reader)
@@ -156,7 +162,7 @@ class SnapshotReader:
 
     def _discover(self, api_version: str, kind: str) -> None:
         """Finds where a kind's objects are; asks at most once per group and version in a while."""
-        if not api_version or not kind:
+        if not api_version or not kind or (api_version, kind) in _NOT_FOLLOWED:
             return
         asked_at, resources = self._discovered.get(api_version, (0.0, {}))
         if kind not in resources and self._clock() - asked_at > _AGAIN_S:
@@ -300,13 +306,15 @@ class _WindowsFn(beam.DoFn, RestrictionProvider):
         self,
         cluster: str,
         tracker: Any = beam.DoFn.RestrictionParam(),
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(WatermarkProvider()),
     ) -> Iterator[TimestampedValue[tuple[str, bytes]]]:
         now = time.time()
         number = max(int(now // self._window_s), tracker.current_restriction().following)
         begins, ends = number * self._window_s, (number + 1) * self._window_s
         if begins <= now and tracker.try_claim(number):
-            facts = _reader(self._carried, cluster, self._namespaces).refresh()
+            # Enrich waits for the snapshots of all clusters: one that does not answer may hold it back once.
+            first_list_s = 0.0 if cluster in self._carried.snapshots else _FIRST_WINDOW_S
+            facts = _reader(self._carried, cluster, self._namespaces).refresh(first_list_s=first_list_s)
             yield TimestampedValue((cluster, facts.encode()), not_before(Timestamp(begins), watermark))
             # The snapshot of this window is all that comes of it: nobody need wait for its end.
             watermark.set_watermark(Timestamp(ends))
@@ -316,7 +324,7 @@ class _WindowsFn(beam.DoFn, RestrictionProvider):
 
 @dataclasses.dataclass
 class SnapshotWindows(beam.PTransform):
-    """Cluster names → (cluster, `Facts.encode`) once a window of `window_s` seconds, in fixed windows: a stream's snapshots.
+    """Cluster names → (cluster, `Facts.encode`), one in each fixed window of `window_s` seconds: a stream's snapshots.
 
     Emitted as soon as the window begins, and the watermark goes to its end at once: events don't wait.
     """

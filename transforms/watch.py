@@ -2,8 +2,9 @@
 
 Element: a `Target`. Restriction: a `Span`, how far the target's history has been read.
 The same DoFn reads a bounded epoch (what the reader has buffered, then the span ends) and an unbounded stream (then it
-checkpoints itself, at least once a second). Readers keep watching between two calls of `process`, so that a call costs no
-request. A position is claimed before what lies before it goes out: a split never leaves an object to two sides or none.
+checkpoints itself, at least once a second). Readers keep watching between two calls of `process`, so that a call costs
+no request. A position is claimed before what lies before it goes out: a split never leaves an object to two sides or
+none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import apache_beam as beam
 import msgspec
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.core import RestrictionProvider, WatermarkEstimatorProvider
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
@@ -195,6 +196,32 @@ def _identity(involved: ObjectReference) -> str:
 # --- Beam -------------------------------------------------------------------------------------
 
 
+class WatermarkProvider(WatermarkEstimatorProvider):
+    """Beam's manual watermark, with a coder of its own: Beam's default would put a pickle into the savepoint."""
+
+    def initial_estimator_state(self, element: Any, restriction: Any) -> None:
+        return None
+
+    def create_watermark_estimator(self, estimator_state: Timestamp | None) -> ManualWatermarkEstimator:
+        return ManualWatermarkEstimator(estimator_state)
+
+    def estimator_state_coder(self) -> WatermarkCoder:
+        return WatermarkCoder()
+
+
+class WatermarkCoder(beam.coders.Coder):
+    """A Timestamp or None as big-endian microseconds: Beam's own coder has milliseconds, and so would go back."""
+
+    def encode(self, value: Timestamp | None) -> bytes:
+        return b"" if value is None else value.micros.to_bytes(8, "big", signed=True)
+
+    def decode(self, encoded: bytes) -> Timestamp | None:
+        return Timestamp(micros=int.from_bytes(encoded, "big", signed=True)) if encoded else None
+
+    def is_deterministic(self) -> bool:
+        return True
+
+
 class _WatchFn(beam.DoFn, _SpanProvider):
     def __init__(self, process: Process, shards: int, keep: Filter, bounded: bool, limit: int) -> None:
         _SpanProvider.__init__(self, process)
@@ -210,7 +237,7 @@ class _WatchFn(beam.DoFn, _SpanProvider):
         self,
         target: Target,
         tracker: Any = beam.DoFn.RestrictionParam(),
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(WatermarkProvider()),
     ) -> Iterator[tuple[str, Changes]]:
         position = tracker.current_restriction().position
         reader = self._readers.reader(target, RESOURCES[target.resource], position)

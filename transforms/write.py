@@ -1,8 +1,8 @@
 """WriteBatches: batches → segments in the sink, each created under a name that no other has, or not at all.
 
-A segment is (partition, shard, sequence number). A name that is taken was written by a run that died, or by another job:
-the segment is read back, what it holds is dropped from the batch, and the next number is tried. So a replay adds nothing.
-Dead letters go to `_dead/`, under the checksum of their bytes.
+A segment is (partition, shard, sequence number). A name that is taken was written by a run that died, or by another
+job: the segment is read back, what it holds is dropped from the batch, and the next number is tried. So a replay adds
+nothing. Dead letters go to `_dead/`, under the checksum of their bytes.
 """
 
 from __future__ import annotations
@@ -15,29 +15,37 @@ from typing import Any
 import apache_beam as beam
 import msgspec
 from apache_beam.coders import VarIntCoder
-from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
 from kubehistory import record_pb2
 
 from transforms import codec, layout
 from transforms.batch import decode_records
 from transforms.carried import Process
 from transforms.coders import typed
+from transforms.kube import newer
 from transforms.store import Store
 from transforms.types import DeadLetter, Encoded, Segment
+
+_DEAD_LETTERS = 1000  # at most in an object
+_KEYS_REMEMBERED = 16  # partition keys whose found segments are not read again
 
 # --- plain ------------------------------------------------------------------------------------
 
 
 def write_batch(
-    store: Store, key: str, sequence: int, records: Iterable[Encoded], batch_size: int
+    store: Store, key: str, sequence: int, records: Iterable[Encoded], batch_size: int, found: list[int] | None = None
 ) -> tuple[list[Segment], int]:
     """Writes the records of a partition key, at most `batch_size` a segment; returns the segments and the next number.
 
     The segments include those that were found taken, as they are in the sink. The same records give the same segments.
+    found: gets the numbers of those that hold more than these records: later batches may hold the rest.
     Raises StoreError; what was written before it stays, and a repetition adds nothing to it.
     """
     partition, _, shard = key.rpartition("/")
     left = sorted(records, key=lambda record: (record.time_us, record.uid, record.resource_version))
+    given = _identities(left)
     segments: list[Segment] = []
     while left:
         batch = left[:batch_size]
@@ -50,7 +58,9 @@ def write_batch(
         else:
             segment, taken = read_segment(store, path)
             segments.append(segment)
-            left = subtract(left, taken)
+            if found is not None and not _identities(taken) <= given:
+                found.append(sequence - 1)
+            left = subtract(left, written_in(taken))
     return segments, sequence
 
 
@@ -61,51 +71,80 @@ def read_segment(store: Store, path: str) -> tuple[Segment, list[record_pb2.Reco
     return Segment(path, len(records), codec.checksum(data), len(data)), records
 
 
-def subtract(records: Sequence[Encoded], written: Iterable[record_pb2.Record]) -> list[Encoded]:
+Written = dict[str, list[tuple[str, int, int]]]
+"""What is in the sink: UID → (resourceVersion, count before, count) of each record."""
+
+
+def written_in(records: Iterable[record_pb2.Record], into: Written | None = None) -> Written:
+    """The identities and the counts of records, added to `into` if that is given."""
+    written: Written = {} if into is None else into
+    for record in records:
+        entry = (record.resource_version, record.count - record.occurrences, record.count)
+        written.setdefault(record.uid, []).append(entry)
+    return written
+
+
+def subtract(records: Iterable[Encoded], written: Written) -> list[Encoded]:
     """`records` without those whose identity is written, and without the occurrences that are.
 
-    An Event whose count was 3 when it was written and is 5 now has two new occurrences, whatever its record said.
+    An Event whose count was 3 when it was written and is 5 now has two new occurrences, whatever its record said. One
+    whose count was 5 when it was written is not written again as it was at 4, if the record of 5 counted all since.
     """
-    versions: dict[str, set[str]] = {}
-    counts: dict[str, int] = {}
-    for record in written:
-        versions.setdefault(record.uid, set()).add(record.resource_version)
-        counts[record.uid] = max(record.count, counts.get(record.uid, 0))
-    left = []
-    for encoded in records:
-        if encoded.resource_version in versions.get(encoded.uid, ()):
-            continue
-        left.append(_less(encoded, counts[encoded.uid]) if counts.get(encoded.uid) else encoded)
-    return left
+    return [rest for one in records if (rest := _rest(one, written.get(one.uid, ()))) is not None]
 
 
-def _less(encoded: Encoded, count: int) -> Encoded:
-    record = record_pb2.Record.FromString(encoded.data)
-    if not count < record.count < count + record.occurrences:
+def _rest(encoded: Encoded, written: Sequence[tuple[str, int, int]]) -> Encoded | None:
+    if not written:
         return encoded
-    record.occurrences = record.count - count
+    if any(version == encoded.resource_version for version, _, _ in written):
+        return None
+    record = record_pb2.Record.FromString(encoded.data)
+    before, count = record.count - record.occurrences, record.count
+    if not record.occurrences:
+        return encoded  # a Service or a gap: nothing is counted
+    for version, written_before, written_count in written:
+        if newer(version, encoded.resource_version):
+            if written_before < count <= written_count:
+                count = written_before
+        elif before < written_count <= count:
+            before = written_count
+    if before >= count:
+        return None
+    if count - before == record.occurrences:
+        return encoded
+    record.occurrences = count - before
     return msgspec.structs.replace(encoded, data=record.SerializeToString())
 
 
-def first_sequence(store: Store, key: str, records: Sequence[Encoded]) -> tuple[int, list[Encoded]]:
+def _identities(records: Iterable[Encoded] | Iterable[record_pb2.Record]) -> set[tuple[str, str]]:
+    return {(record.uid, record.resource_version) for record in records}
+
+
+def first_sequence(
+    store: Store, key: str, records: Sequence[Encoded], found: list[int] | None = None
+) -> tuple[int, list[Encoded]]:
     """The next number of a partition key of which no state is known, and what of the records is not there yet.
 
-    Marks the partition as open first, so that a start after a crash looks into it (`layout.open_marker`).
+    Marks the partition as open first, so that a start after a crash looks into it (`layout.open_marker`). found: as in
+    `write_batch`.
     """
     partition, _, shard = key.rpartition("/")
     store.create(layout.open_marker(partition), b"")
     sequence = 0
-    left = list(records)
+    left, given = list(records), _identities(records)
     for entry in store.list(f"{partition}/{shard}-"):
         name = codec.parse_segment(entry.path)
         if name and name[1] == shard:
-            left = subtract(left, read_segment(store, entry.path)[1])
+            taken = read_segment(store, entry.path)[1]
             sequence = name[2] + 1
+            if found is not None and not _identities(taken) <= given:
+                found.append(name[2])
+            left = subtract(left, written_in(taken))
     return sequence, left
 
 
 def write_dead(store: Store, letters: Sequence[DeadLetter]) -> str:
-    """Writes dead letters as JSON lines, the bytes in base64; the same letters give the same object. Returns its path."""
+    """Writes dead letters as JSON lines, the bytes in base64, and returns the path; the same give the same object."""
     lines = [
         msgspec.json.encode(
             {
@@ -129,16 +168,27 @@ def write_dead(store: Store, letters: Sequence[DeadLetter]) -> str:
 
 
 class _WriteFn(beam.DoFn):
+    """Keeps the next number, and the numbers of the segments that others wrote: each batch is without what they hold.
+
+    After a restored checkpoint a replay can come in other batches and in another order (a list is in the order of
+    names), so a segment that a batch finds taken may hold what comes with a later batch.
+    """
+
     NEXT = ReadModifyWriteStateSpec("next", VarIntCoder())
+    FOUND = BagStateSpec("found", VarIntCoder())
 
     def __init__(self, process: Process, batch_size: int) -> None:
         self._process, self._batch_size = process, batch_size
 
     def setup(self) -> None:
         self._carried = self._process.acquire()
+        self._written: dict[str, tuple[set[int], Written]] = {}
 
     def process(
-        self, element: tuple[str, Iterable[bytes]], following: Any = beam.DoFn.StateParam(NEXT)
+        self,
+        element: tuple[str, Iterable[bytes]],
+        following: Any = beam.DoFn.StateParam(NEXT),
+        found: Any = beam.DoFn.StateParam(FOUND),
     ) -> Iterator[Segment]:
         key, chunks = element
         store = self._carried.store
@@ -146,28 +196,63 @@ class _WriteFn(beam.DoFn):
         if self._carried.written:
             records = [r for r in records if (r.uid, r.resource_version) not in self._carried.written]
         with self._carried.failing():
-            sequence = following.read()
+            sequence, taken = following.read(), list[int]()
             if sequence is None:
                 sequence = self._carried.sequences.get(key)
             if sequence is None:
-                sequence, records = first_sequence(store, key, records)
-            segments, sequence = write_batch(store, key, sequence, records, self._batch_size)
+                sequence, records = first_sequence(store, key, records, taken)
+            elif earlier := set(found.read()):
+                records = subtract(records, self._written_in(store, key, earlier))
+            segments, sequence = write_batch(store, key, sequence, records, self._batch_size, taken)
+        for number in taken:
+            found.add(number)
         following.write(sequence)
         yield from segments
         yield beam.pvalue.TaggedOutput("sequences", (key, sequence))
 
+    def _written_in(self, store: Store, key: str, numbers: set[int]) -> Written:
+        """What these segments of a key hold; each is read once while the key is among the last that were written."""
+        read, written = self._written.pop(key, (set(), {}))
+        partition, _, shard = key.rpartition("/")
+        for number in sorted(numbers - read):
+            written_in(read_segment(store, codec.segment_name(partition, shard, number))[1], written)
+            read.add(number)
+        self._written[key] = read, written
+        while len(self._written) > _KEYS_REMEMBERED:
+            del self._written[next(iter(self._written))]
+        return written
+
 
 class _WriteDeadFn(beam.DoFn):
+    """Writes the dead letters of a bundle together.
+
+    No second GroupIntoBatches: FnApiRunner buffers the timers of a stage by the name of their family only, and would
+    give these to BatchByPartition's, which can't decode them.
+    """
+
     def __init__(self, process: Process) -> None:
         self._process = process
 
     def setup(self) -> None:
         self._carried = self._process.acquire()
 
-    def process(self, element: tuple[str, Iterable[DeadLetter]]) -> Iterator[tuple[str, int]]:
-        letters = list(element[1])
+    def start_bundle(self) -> None:
+        self._letters: dict[str, list[DeadLetter]] = {}
+
+    def process(self, letter: DeadLetter) -> Iterator[tuple[str, int]]:
+        letters = self._letters.setdefault(letter.cluster, [])
+        letters.append(letter)
+        if len(letters) >= _DEAD_LETTERS:
+            yield self._written(letter.cluster)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for cluster in list(self._letters):
+            yield GlobalWindows.windowed_value(self._written(cluster))
+
+    def _written(self, cluster: str) -> tuple[str, int]:
+        letters = self._letters.pop(cluster)
         with self._carried.failing():
-            yield write_dead(self._carried.store, letters), len(letters)
+            return write_dead(self._carried.store, letters), len(letters)
 
 
 @dataclasses.dataclass
@@ -183,21 +268,11 @@ class WriteBatches(beam.PTransform):
         return typed(outputs, sequences=tuple[str, int], segments=Segment)
 
 
-def _by_cluster(letter: DeadLetter) -> tuple[str, DeadLetter]:
-    return letter.cluster, letter
-
-
 @dataclasses.dataclass
 class WriteDeadLetters(beam.PTransform):
-    """DeadLetter → (path, count) of each object written under `_dead/`; `max_age_s` as in BatchByPartition."""
+    """DeadLetter → (path, count) of each object written under `_dead/`."""
 
     process: Process
-    max_age_s: float | None = None
 
     def expand(self, letters: beam.PCollection) -> Any:
-        return (
-            letters
-            | "ByCluster" >> beam.Map(_by_cluster).with_output_types(tuple[str, DeadLetter])
-            | "Group" >> beam.GroupIntoBatches(1000, self.max_age_s)
-            | "Write" >> beam.ParDo(_WriteDeadFn(self.process)).with_output_types(tuple[str, int])
-        )
+        return letters | "Write" >> beam.ParDo(_WriteDeadFn(self.process)).with_output_types(tuple[str, int])

@@ -1,6 +1,7 @@
 """Fixtures of the job on the real servers."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ from tests.servers.api import Api
 from tests.servers.control_plane import ControlPlane
 from tests.servers.proxy import FaultHttpProxy, FaultProxy, s3_request
 from tests.servers.s3 import S3Server
+
+
+def until(what: str, holds: Callable[[], bool], timeout: float = 60.0) -> None:
+    """Returns when `holds()`; fails with `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
+        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -240,7 +240,12 @@ When = Callable[[Request], bool]
 
 
 @dataclass
-class _Fault:
+class Fault:
+    """What is done to requests, as `FaultHttpProxy.inject` describes it.
+
+    reached: set when the first of them is there and, unless the proxy answers itself, was executed by the upstream.
+    """
+
     when: When
     times: int
     status: int | None
@@ -249,6 +254,7 @@ class _Fault:
     delay: float
     drop: bool
     truncate: int | None
+    reached: threading.Event = field(default_factory=threading.Event)
 
 
 def kube_request(method: str, path: str, query: Mapping[str, str]) -> str:
@@ -293,7 +299,7 @@ class FaultHttpProxy(FaultProxy):
     ) -> None:
         super().__init__(upstream, ca)
         self._classify = classify
-        self._faults: list[_Fault] = []
+        self._faults: list[Fault] = []
         self._watch_seconds = 0
         self.requests: list[Request] = []
 
@@ -312,7 +318,7 @@ class FaultHttpProxy(FaultProxy):
         delay: float = 0.0,
         drop: bool = False,
         truncate: int | None = None,
-    ) -> None:
+    ) -> Fault:
         """Spoils the next `times` requests that `when` (a predicate, or a kind) holds for.
 
         Args:
@@ -326,7 +332,9 @@ class FaultHttpProxy(FaultProxy):
             truncate: end the connection after this many bytes of the response's body, its chunks' sizes included.
         """
         match = (lambda request: request.kind == when) if isinstance(when, str) else when
-        self._faults.append(_Fault(match, times, status, headers or {}, body, delay, drop, truncate))
+        fault = Fault(match, times, status, headers or {}, body, delay, drop, truncate)
+        self._faults.append(fault)
+        return fault
 
     def shorten_watches(self, seconds: int) -> None:
         """Asks the API server to end each watch after so many seconds, whatever the client asks for."""
@@ -351,7 +359,8 @@ class FaultHttpProxy(FaultProxy):
         await link.send_up(_with_connection_close(head))
         return await (link.exchange() if fault is None else link.while_requesting(self._respond(link, fault)))
 
-    async def _answer(self, link: _Link, fault: _Fault, status: int) -> None:
+    async def _answer(self, link: _Link, fault: Fault, status: int) -> None:
+        fault.reached.set()
         await asyncio.sleep(fault.delay)
         fields = {**fault.headers, "Content-Length": str(len(fault.body)), "Connection": "close"}
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {fields[name]}" for name in fields)]
@@ -362,12 +371,13 @@ class FaultHttpProxy(FaultProxy):
             while await link.reader.read(65536):
                 pass
 
-    async def _respond(self, link: _Link, fault: _Fault) -> None:
+    async def _respond(self, link: _Link, fault: Fault) -> None:
         """Relays the response to a request as the fault has it."""
         head = await link.up_reader.readuntil(b"\r\n\r\n")
         while head.split(b" ", 2)[1].startswith(b"1"):  # 100 Continue: the client is to send its body
             await link.send(head)
             head = await link.up_reader.readuntil(b"\r\n\r\n")
+        fault.reached.set()
         await asyncio.sleep(fault.delay)
         if fault.drop:
             return
@@ -383,7 +393,7 @@ class FaultHttpProxy(FaultProxy):
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         return Request(method, parts.path, query, self._classify(method, parts.path, query))
 
-    def _fault_for(self, request: Request) -> _Fault | None:
+    def _fault_for(self, request: Request) -> Fault | None:
         for fault in self._faults:
             if fault.times > 0 and fault.when(request):
                 fault.times -= 1

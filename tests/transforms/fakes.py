@@ -44,6 +44,10 @@ class FakeResponse:
         self._time, self._reads = time, list(reads)
         self.closed = False
 
+    @property
+    def left(self) -> bool:
+        return bool(self._reads)
+
     def read1(self, _: int) -> bytes:
         while self._reads:
             read = self._reads.pop(0)
@@ -74,6 +78,7 @@ class FakeConnection:
 
     def __init__(self, time: FakeTime, answers: Sequence[Any], timing: Timing = Timing()) -> None:
         self.time, self.answers, self.timing = time, list(answers), timing
+        self.responses: list[FakeResponse] = []
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.accepted: list[str] = []
         self.read_timeouts: list[float | None] = []
@@ -91,7 +96,13 @@ class FakeConnection:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return FakeResponse(self.time, answer)
+        self.responses.append(FakeResponse(self.time, answer))
+        return self.responses[-1]
+
+    @property
+    def spent(self) -> bool:
+        """All has been asked for, and read."""
+        return not self.answers and not (self.responses and self.responses[-1].left)
 
     @property
     def lists(self) -> list[dict[str, Any]]:
@@ -118,7 +129,7 @@ def follower(
         TARGET,
         resource,
         position,
-        stopped=lambda: not connection.answers,
+        stopped=lambda: connection.spent,
         clock=time.clock,
         sleep=time.sleep,
         uniform=lambda low, high: high,

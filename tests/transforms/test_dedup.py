@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import tracemalloc
 import uuid
 
@@ -16,7 +17,16 @@ from tests.transforms import fakes
 from transforms import coders
 from transforms.carried import Process, Settings
 from transforms.decode import Decoder
-from transforms.dedup import Deduplicate, Seen, deduplicate, news_of, reported_count, version_of
+from transforms.dedup import (
+    _FOLD_AT,
+    Deduplicate,
+    Seen,
+    _DeduplicateFn,
+    deduplicate,
+    news_of,
+    reported_count,
+    version_of,
+)
 from transforms.store import StoreConfig
 from transforms.types import (
     Change,
@@ -356,7 +366,7 @@ def histories(draw):
 
 
 @given(histories(), st.data())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.large_base_example])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.large_base_example])
 def test_occurrences_add_up_and_no_version_is_written_twice_however_it_is_read(read, data):
     history, arrivals = read
     carried, written = Seen(), []
@@ -441,3 +451,106 @@ def test_a_service_port_that_changed_is_a_change():
         metadata=service(11).metadata, spec=ServiceSpec(selector={"app": "web"}, ports=[ServicePort(port=1)])
     )
     assert len(told_services(seen, ("MODIFIED", other))) == 1
+
+
+# --- a stream ---------------------------------------------------------------------------------
+
+
+class Bag(list):
+    """Bag state; `reads` says how often it was read."""
+
+    reads = 0
+
+    def read(self) -> list[bytes]:
+        self.reads += 1
+        return list(self)
+
+    def add(self, addition: bytes) -> None:
+        self.append(addition)
+
+
+class Cell:
+    """Read-modify-write state."""
+
+    value: bytes | None = None
+
+    def read(self) -> bytes | None:
+        return self.value
+
+    def write(self, value: bytes) -> None:
+        self.value = value
+
+
+class Worker:
+    """A worker of a stream: bundles over one key's state, which a runner keeps."""
+
+    def __init__(self, directory) -> None:
+        self.process = Process(Settings((), StoreConfig(str(directory))))
+        self.carried = self.process.acquire()
+
+    def bundle(self, bag: Bag, token: Cell, *chunks: Changes, fails: bool = False) -> list[tuple[str, int]]:
+        function = _DeduplicateFn(self.process, 3600.0)
+        function.setup()
+        function.start_bundle()
+        news = [
+            n for chunk in chunks for _, news in function.process(("prod/00", chunk), bag, token) for n in news.events
+        ]
+        if not fails:
+            function.finish_bundle()
+        return [(n.object.metadata.resource_version, n.occurrences) for n in news]
+
+
+def at(uid: str, version: int, count: int) -> Changes:
+    return Changes("prod", [change(uid, version, count, at_us=time.time_ns() // 1000)])
+
+
+def test_a_stream_remembers_from_bundle_to_bundle_and_reads_its_state_once(tmp_path):
+    worker, bag, token = Worker(tmp_path), Bag(), Cell()
+    assert worker.bundle(bag, token, at("a", 10, 3), at("a", 11, 4)) == [("10", 3), ("11", 1)]
+    assert worker.bundle(bag, token, at("a", 11, 4)) == []
+    assert worker.bundle(bag, token, at("a", 12, 9)) == [("12", 5)]
+    assert bag.reads == 1
+    assert len(bag) == 3  # what is no news adds nothing
+
+
+def test_another_worker_goes_on_from_the_state(tmp_path):
+    bag, token = Bag(), Cell()
+    first, second = Worker(tmp_path), Worker(tmp_path)
+    first.bundle(bag, token, at("a", 10, 3))
+    assert second.bundle(bag, token, at("a", 10, 3), at("a", 12, 5)) == [("12", 2)]
+    assert first.bundle(bag, token, at("a", 12, 5), at("a", 13, 6)) == [("13", 1)]
+
+
+def test_after_a_restored_checkpoint_the_state_counts_and_not_the_worker(tmp_path):
+    worker, bag, token = Worker(tmp_path), Bag(), Cell()
+    worker.bundle(bag, token, at("a", 10, 3))
+    saved, saved_token = Bag(bag), Cell()
+    saved_token.value = token.value
+    worker.bundle(bag, token, at("a", 12, 5))
+    assert worker.bundle(saved, saved_token, at("a", 12, 5)) == [("12", 2)]
+
+
+def test_a_bundle_that_fails_leaves_nothing_behind(tmp_path):
+    worker, bag, token = Worker(tmp_path), Bag(), Cell()
+    worker.bundle(bag, token, at("a", 10, 3))
+    before, before_token = Bag(bag), token.value
+    worker.bundle(bag, token, at("a", 12, 5), fails=True)
+    token.value = before_token  # the runner undoes what it wrote
+    assert worker.bundle(before, token, at("a", 12, 5)) == [("12", 2)]
+
+
+def test_a_bag_is_folded_when_it_has_grown_and_forgets_what_is_old(tmp_path):
+    worker, bag, token = Worker(tmp_path), Bag(), Cell()
+    worker.bundle(bag, token, Changes("prod", [change("old", 5, 1, at_us=0)]))
+    sizes = []
+    for version in range(10, 10 + 3 * _FOLD_AT):
+        assert worker.bundle(bag, token, at(f"e{version}", version, 1)) == [(str(version), 1)]
+        sizes.append(len(bag))
+    assert max(sizes) < 3 * _FOLD_AT
+    assert sorted(sizes) != sizes
+    remembered = Seen()
+    for addition in bag:
+        remembered.merge(addition)
+    assert remembered.event("old") is None
+    assert all(remembered.event(f"e{version}") == (version, 1) for version in range(10, 10 + 3 * _FOLD_AT))
+    assert Worker(tmp_path).bundle(bag, token, at("e10", 10, 1), at("e11", 99, 2)) == [("99", 1)]

@@ -14,7 +14,7 @@ from tests.transforms import estate, fakes
 from transforms import coders, record
 from transforms.batch import decode_records
 from transforms.carried import Process, Settings
-from transforms.enrich import Enrich, GapRecords, enrich
+from transforms.enrich import Enrich, GapRecords, _EnrichStreamFn, enrich
 from transforms.store import StoreConfig
 from transforms.types import Gap, News, NewsChunk, ObjectMeta, Service, Target
 
@@ -116,3 +116,29 @@ def test_a_gap_becomes_a_record_of_its_cluster_filed_under_its_end():
                 ]
             ),
         )
+
+
+def test_a_stream_s_facts_come_with_the_window_and_are_decoded_once(tmp_path, facts):
+    process = Process(Settings((), StoreConfig(str(tmp_path))))
+    carried = process.acquire()
+    function = _EnrichStreamFn(process)
+    function.setup()
+
+    def enrichment(current: dict[str, bytes]) -> int:
+        ((key, chunk),) = function.process(("prod/00", NewsChunk("prod", [news("a")])), current)
+        assert key == "prod/00"
+        return record.decode(decode_records(chunk)[0].data).enrichment
+
+    snapshot = facts.encode()
+    assert enrichment({"prod": snapshot}) == record_pb2.FRESH
+    decoded = function._facts("prod", {"prod": snapshot})
+    assert function._facts("prod", {"prod": snapshot}) is decoded
+    assert function._facts("prod", {"prod": estate.Facts().encode()}) is not decoded
+    assert enrichment({}) == record_pb2.MISSING  # nothing in the window: what this worker knows itself
+    carried.facts("prod").apply(
+        "pods",
+        "LISTED",
+        estate._decoded("pods", {"metadata": {"name": "web-0", "namespace": "shop", "uid": "uid-web-0"}}),
+        0,
+    )
+    assert enrichment({}) == record_pb2.FRESH

@@ -86,7 +86,8 @@ def test_pages_of_one_list_are_at_one_version_and_each_says_where_it_goes_on():
 
 
 def test_events_are_listed_from_etcd_and_other_resources_from_the_watch_cache():
-    for resource, version in ((EVENTS, {}), (SERVICES, {"resourceVersion": 0})):
+    cached = {"resourceVersion": 0, "resourceVersionMatch": "NotOlderThan"}
+    for resource, version in ((EVENTS, {}), (SERVICES, cached)):
         follow, connection, _ = follower(page(version=9), resource=resource, once=True)
         list(follow.frames())
         assert connection.lists == [{"limit": 1000} | version]
@@ -247,11 +248,8 @@ def test_a_watch_that_is_silent_for_too_long_is_opened_again_without_a_list():
 def test_a_response_is_closed_when_its_watch_ends_or_fails():
     for reads in ([2.0], [timed_out()], [status_line(500, "InternalError")]):
         follow, connection, _ = follower(reads, position=watching("9"))
-        responses = []
-        get = connection.get
-        connection.get = lambda *args, get=get, to=responses: to.append(get(*args)) or to[-1]
         list(follow.frames())
-        assert responses[0].closed
+        assert connection.responses[0].closed
         assert follow.response is None
 
 
@@ -403,12 +401,24 @@ def test_a_failure_that_lasts_is_reported_every_tenth_time():
 def test_who_is_refused_tells_one_open_gap_and_goes_on_trying():
     clock = FakeTime()
     began = int(clock.now * 1e6)
-    follow, connection, reports = follower(refused(), refused(), refused(), page(version=9), time=clock, once=True)
+    follow, connection, reports = follower(refused(), refused(), refused(), page(version=9), [2.0], time=clock)
     frames = list(follow.frames())
-    assert [f.kind for f in frames] == ["gap", "page"]
+    assert [f.kind for f in frames] == ["gap", "page", "quiet"]
     assert (frames[0].since_us, frames[0].received_us, frames[0].items) == (began, 0, [b"forbidden"])
-    assert len(connection.asked) == 4
+    assert len(connection.asked) == 5
     assert len(reports) == 1
+
+
+def test_once_does_not_wait_for_who_refuses():
+    follow, connection, _ = follower(refused(), page(version=9), once=True)
+    assert [f.kind for f in follow.frames()] == ["gap"]
+    assert len(connection.asked) == 1
+
+
+def test_a_list_from_the_watch_cache_is_not_older_than_what_is_known():
+    follow, connection, _ = follower(page(version=12), resource=SERVICES, position=relist(watching("9")), once=True)
+    list(follow.frames())
+    assert connection.lists == [{"limit": 1000, "resourceVersion": "9", "resourceVersionMatch": "NotOlderThan"}]
 
 
 def test_who_is_refused_again_after_having_been_let_in_tells_another_gap():
@@ -678,6 +688,26 @@ def test_closing_a_reader_ends_its_thread_also_in_a_quiet_watch(server, readers)
     assert readers.wait(lambda: reader.done, 5)
     assert reader.error is None
     reader.close()  # once more does no harm
+
+
+def test_closing_a_reader_whose_watch_is_just_being_opened_ends_it_too(server, readers):
+    opening, closed = threading.Event(), threading.Event()
+    connection = readers.connection("prod")
+    get = connection.get
+
+    def slow(path, query=None, *rest):
+        response = get(path, query, *rest)
+        if "watch" in query:
+            opening.set()
+            closed.wait(5)
+        return response
+
+    connection.get = slow
+    reader = readers.reader(TARGET, EVENTS, Position())
+    assert opening.wait(5)
+    reader.close()
+    closed.set()
+    assert readers.wait(lambda: reader.done, 1)
 
 
 def test_closing_a_reader_ends_its_pause(server, readers):

@@ -28,6 +28,8 @@ from transforms.watch import (
     FrameReader,
     Span,
     SpanTracker,
+    WatermarkCoder,
+    WatermarkProvider,
     _WatchFn,
     shard_key,
     shard_of,
@@ -124,9 +126,8 @@ def test_a_service_and_an_event_about_it_have_one_shard():
 
 
 def test_shards_are_the_same_in_every_process():
-    assert [shard_of(decoded(event(name, 5, involvedObject={"kind": "Pod", "name": name}))[0], 16) for name in "abcd"] == [
-        15, 5, 3, 8
-    ]  # fmt: skip
+    pods = decoded(*(event(name, 5, involvedObject={"kind": "Pod", "name": name}) for name in "abcd"))
+    assert [shard_of(pod, 16) for pod in pods] == [2, 8, 14, 13]
     assert shard_key("eu/prod", 7) == "eu/prod/07"
 
 
@@ -412,3 +413,14 @@ def test_a_target_that_nobody_read_is_read_from_its_beginning(process):
     assert isinstance(function.create_tracker(Span(Position())), SpanTracker)
     assert function.restriction_size(TARGET, Span(Position())) == 1
     assert function.restriction_size(TARGET, Span(Position(), True)) == 0
+
+
+@given(st.none() | st.integers(-(2**63) + 808, 2**63 - 808))
+def test_the_watermark_s_coder_keeps_every_microsecond(micros):
+    coder = WatermarkCoder()
+    time = None if micros is None else Timestamp(micros=micros)
+    assert coder.decode(coder.encode(time)) == time
+    assert coder.is_deterministic()
+    assert isinstance(WatermarkProvider().estimator_state_coder(), WatermarkCoder)
+    assert WatermarkProvider().initial_estimator_state(TARGET, Span(Position())) is None
+    assert WatermarkProvider().create_watermark_estimator(time).current_watermark() == time
