@@ -28,9 +28,10 @@ from runners.history import Epoch, History
 from runners.snapshots import SavedFacts
 from transforms import codec, layout
 from transforms.carried import Process
-from transforms.kube import KubeError, Reader, relist
-from transforms.types import Position, Target
-from transforms.watch import RESOURCES
+from transforms.dedup import news_of
+from transforms.kube import Follower, KubeError, Reader, relist
+from transforms.types import Gap, Position, Target
+from transforms.watch import RESOURCES, FrameReader
 
 _LOG = logging.getLogger(__name__)
 
@@ -129,6 +130,9 @@ class DirectJob:
             ]
             self._check_rights([target for target in targets if target.resource == "events"])
             self._targets += targets
+            if history.unknown_since_us is not None and self._config.delivery == "no-duplicates":
+                for target in targets:
+                    self._take_as_written(history, target)
             _LOG.info(
                 "%s: %s the history of %s", cluster.name, "goes on with" if known else "begins", connection.server
             )
@@ -150,6 +154,20 @@ class DirectJob:
                 refusals.append(error)
         if len(refusals) == len(events):
             raise refusals[0]
+
+    def _take_as_written(self, history: History, target: Target) -> None:
+        """What is there now counts as written, as `no-duplicates` asks where it is not known; a gap says so."""
+        resource = RESOURCES[target.resource]
+        follower = Follower(self._readers.connection(target.cluster), target, resource, Position(), once=True)
+        reader = FrameReader(target, 1, self._config.keep)
+        for frame in follower.frames():
+            if frame.kind == "page":
+                for _, changes in reader.chunks(reader.decode(frame)[0]):
+                    news_of(changes, self._carried.seen(target.cluster))
+                history.positions[target.key] = frame.position
+        why = "--delivery no-duplicates: it is not known what was written, so what was there counts as written"
+        now_us = time.time_ns() // 1000
+        self._carried.gaps[target.key] = Gap(target, history.unknown_since_us or 0, now_us, why)
 
     def _carry_positions(self) -> None:
         """Every target goes on at its committed position; `once` begins with a list: a watch can't say it caught up."""

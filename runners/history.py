@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from kubehistory import record_pb2
@@ -12,7 +13,7 @@ from kubehistory import record_pb2
 from transforms import codec, commit, layout
 from transforms.carried import Carried
 from transforms.commit import Commit
-from transforms.dedup import Seen
+from transforms.dedup import Seen, number_of
 from transforms.types import Gap, Position, Progress, Segment
 from transforms.write import read_segment
 
@@ -64,10 +65,14 @@ class History:
         self._event_ttl_us = int(event_ttl_s * 1e6)
         self._number, self._previous, self._since_base = 1, "", commit.KEEP
         self._found: list[str] = []
-        self._gaps: list[Gap] = []
+        self.unknown_since_us: int | None = None
 
     def open(self) -> bool:
-        """Reads the chain and rolls forward what a dead run left beyond it; False when there is no chain yet."""
+        """Reads the chain and rolls forward what a dead run left beyond it; False when there is no chain yet.
+
+        unknown_since_us is then None, or from when on it is not known what of the cluster's Events was written: there is
+        data (0), but no chain to it; or the chain is another cluster's.
+        """
         state = commit.read_state(self._store, self.cluster)
         for skipped in state.skipped:
             _LOG.warning("passed over a damaged commit: %s", skipped)
@@ -82,10 +87,13 @@ class History:
                 for addition in state.seen:
                     self._seen.merge(addition)
             self._mark_open(state.sequences)
-        else:
-            self._found = [entry.path for entry in self._store.list(codec.cluster_directory(self.cluster) + "/")]
-        if not self._found:
-            self._roll_forward(state.sequences)
+        orphans = list(commit.orphans(self._store, self.cluster, state.sequences))
+        if state.last is None:
+            there = (entry.path for entry in self._store.list(codec.cluster_directory(self.cluster) + "/"))
+            self._found = sorted(set(there) - set(orphans))
+            if self._found:
+                self.unknown_since_us = 0
+        self._roll_forward(orphans)
         return state.last is not None
 
     def commit(self, epoch: Epoch) -> None:
@@ -115,7 +123,7 @@ class History:
                 before=self.positions,
                 after=after,
                 segments=sorted(epoch.segments.get(self.cluster, []), key=lambda segment: segment.path),
-                gaps=[*self._gaps, *epoch.gaps.get(self.cluster, [])],
+                gaps=epoch.gaps.get(self.cluster, []),
                 dead=epoch.dead.get(self.cluster, {}),
                 found=self._found,
                 base=base,
@@ -123,7 +131,7 @@ class History:
                 sequences=sequences,
             ),
         )
-        self.positions, self._found, self._gaps = after, [], []
+        self.positions, self._found = after, []
         self.committed_at = time.monotonic()
         if base:
             commit.compact(self._store, self.cluster, self._number)
@@ -137,19 +145,20 @@ class History:
                 raise commit.taken(self._store, entry.path)
 
     def _begin_anew(self, last: Commit) -> None:
+        self.unknown_since_us = last.to_us
         _LOG.warning(
-            "%s: the history in the sink is of a cluster with identity %s, this one's is %s: it is read from its beginning",
+            "%s: the history in the sink is of a cluster with identity %s, this one's is %s: begins anew",
             self.cluster,
             last.identity,
             self._identity,
         )
 
-    def _roll_forward(self, sequences: dict[str, int]) -> None:
+    def _roll_forward(self, orphans: Sequence[str]) -> None:
         """Takes in the segments beyond the newest commit: what they hold is seen, and a commit names them."""
         adopted: list[Segment] = []
         next_numbers: dict[str, int] = {}
         addition = Seen()
-        for path in commit.orphans(self._store, self.cluster, sequences):
+        for path in orphans:
             try:
                 segment, records = read_segment(self._store, path)
             except codec.CodecError as error:
@@ -161,9 +170,8 @@ class History:
             for record in records:
                 self._carried.written.add((record.uid, record.resource_version))
                 if record.kind == record_pb2.EVENT:
-                    addition.saw_event(
-                        record.uid, int(record.resource_version or 0), record.count, record.observed_time_us
-                    )
+                    version = number_of(record.resource_version)
+                    addition.saw_event(record.uid, version, record.count, record.observed_time_us)
         if adopted:
             _LOG.warning("%s: took in %d segments that a run left without a commit", self.cluster, len(adopted))
             epoch = Epoch(time.time_ns() // 1000)

@@ -20,7 +20,7 @@ from apache_beam.utils.shared import Shared
 from transforms.facts import Facts
 from transforms.kube import Cluster, Readers, Timing
 from transforms.store import Retrying, Store, StoreConfig
-from transforms.types import Position
+from transforms.types import Gap, Position
 
 if TYPE_CHECKING:
     from transforms.dedup import Memory, Seen
@@ -64,6 +64,7 @@ class Carried:
         self.store: Store = Retrying(settings.store.open(), report=_LOG.warning, stop=self.stopping.is_set)
         self.snapshots: dict[str, SnapshotReader] = {}
         self.positions: dict[str, Position] = {}
+        self.gaps: dict[str, Gap] = {}
         self.sequences: dict[str, int] = {}
         self.written: set[tuple[str, str]] = set()
         self.memories: dict[str, Memory] = {}

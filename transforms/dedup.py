@@ -125,10 +125,13 @@ def reported_count(event: Event) -> int:
 
 
 def version_of(metadata: ObjectMeta) -> int:
-    """A resourceVersion as a number (KEP-5504); 0 when it is none of 64 bits, and then only counts tell what is new."""
-    version = metadata.resource_version
-    number = int(version) if version.isdecimal() else 0
-    return number if number <= _VERSION_MAX else 0
+    """An object's resourceVersion as a number; see `number_of`."""
+    return number_of(metadata.resource_version)
+
+
+def number_of(version: str) -> int:
+    """A resourceVersion as a number (KEP-5504); 0 when it is none, and then only counts tell what is new."""
+    return min(int(version), _VERSION_MAX) if version.isdecimal() else 0
 
 
 def _event_news(change: Change[Event], seen: Seen) -> News[Event] | None:

@@ -229,7 +229,8 @@ class _WatchFn(beam.DoFn, _SpanProvider):
         self._bounded, self._limit = bounded, limit
 
     def setup(self) -> None:
-        self._readers = self._process.acquire().readers
+        self._carried = self._process.acquire()
+        self._readers = self._carried.readers
         self._frame_readers: dict[Target, FrameReader] = {}
 
     @beam.DoFn.unbounded_per_element()
@@ -256,6 +257,8 @@ class _WatchFn(beam.DoFn, _SpanProvider):
         if reader.error:
             raise reader.error
         if self._bounded:
+            if gap := self._carried.gaps.pop(target.key, None):
+                yield beam.pvalue.TaggedOutput("gaps", gap)
             yield beam.pvalue.TaggedOutput("progress", Progress(target, position, read, sorted(kinds)))
             tracker.try_claim(None)
             return

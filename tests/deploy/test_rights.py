@@ -128,14 +128,17 @@ def test_the_job_lacks_no_right_and_has_none_to_spare(
     server: ControlPlane, local: LocalSink, tmp_path: Path, shop: dict[str, int], overlay: str, options: dict[str, Any]
 ) -> None:
     heartbeat = tmp_path / "heartbeat" if overlay.startswith("direct") else None
-    with deployed(server, overlay) as token, FaultHttpProxy(server.url, server.ca) as proxy:
-        with contextlib.closing(Jobs(kubeconfig=kubeconfig(tmp_path, proxy.url, token))) as jobs:
-            job = jobs.start(local, heartbeat_file=heartbeat, **options)
-            history = History(local).wait_for_events(shop)
-            granted = rights(of_kind(built(overlay), "ClusterRole", "Role"))
-            with contextlib.suppress(AssertionError):
-                job.wait_until("all rights are used", lambda: used(proxy.requests) >= granted, 20)
-            job.stop()
+    granted = rights(of_kind(built(overlay), "ClusterRole", "Role"))
+    with (
+        deployed(server, overlay) as token,
+        FaultHttpProxy(server.url, server.ca) as proxy,
+        contextlib.closing(Jobs(kubeconfig=kubeconfig(tmp_path, proxy.url, token))) as jobs,
+    ):
+        job = jobs.start(local, heartbeat_file=heartbeat, **options)
+        history = History(local).wait_for_events(shop)
+        with contextlib.suppress(AssertionError):  # what is missing is shown below
+            job.wait_until("all rights are used", lambda: used(proxy.requests) >= granted, 20)
+        job.stop()
     assert used(proxy.requests) == granted
     assert {enrichment_of(record) for record in history.of_kind("EVENT")} == {"FRESH"}
     assert_written(local, shop)
