@@ -76,8 +76,9 @@ def _print(report: Report) -> None:
     if report.dead_letters:
         print(f"  dead letters  {report.dead_letters:,}")
     for gap in report.gaps:
+        since = rfc3339(gap.from_us) if gap.from_us else "the beginning"
         until = rfc3339(gap.to_us) if gap.to_us else "still open"
-        print(f"  GAP           {gap.target.key} from {rfc3339(gap.from_us)} to {until}: {gap.why}")
+        print(f"  GAP           {gap.target.key} from {since} to {until}: {gap.why}")
     for note in report.notes:
         print(f"  note          {note}")
     for problem in report.problems:

@@ -13,7 +13,7 @@ from kubehistory import record_pb2
 from transforms import codec, commit, layout
 from transforms.carried import Carried
 from transforms.commit import Commit
-from transforms.dedup import Seen, number_of
+from transforms.seen import Seen, number_of
 from transforms.types import Gap, Position, Progress, Segment
 from transforms.write import read_segment
 
@@ -146,6 +146,7 @@ class History:
 
     def _begin_anew(self, last: Commit) -> None:
         self.unknown_since_us = last.to_us
+        self._since_base = commit.KEEP  # what is remembered of the other cluster ends with this commit
         _LOG.warning(
             "%s: the history in the sink is of a cluster with identity %s, this one's is %s: begins anew",
             self.cluster,

@@ -13,18 +13,16 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apache_beam.utils.shared import Shared
 
 from transforms.facts import Facts
 from transforms.kube import Cluster, Readers, Timing
+from transforms.seen import Memory, Seen
+from transforms.snapshot_reader import SnapshotReader
 from transforms.store import Retrying, Store, StoreConfig
 from transforms.types import Gap, Position
-
-if TYPE_CHECKING:
-    from transforms.dedup import Memory, Seen
-    from transforms.snapshot import SnapshotReader
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,8 +75,6 @@ class Carried:
 
     def seen(self, cluster: str) -> Seen:
         """The memory of a cluster's UIDs from the epochs before; not to be changed while one runs."""
-        from transforms.dedup import Seen
-
         return self._seen.setdefault(cluster, Seen())
 
     def facts(self, cluster: str) -> Facts:

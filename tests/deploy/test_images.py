@@ -1,5 +1,6 @@
-"""The images as far as they can be tried without a container runtime: what is copied installs, starts, needs no disk."""
+"""The images, as far as they can be tried without containers: what they copy installs, starts, and needs no disk."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -7,11 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import urllib3
 
+from tests.deploy.kustomize import built, containers, settings
 from tests.real.job import ROOT, Jobs, clean_environment
 from tests.real.sink import LocalSink, assert_written
 from tests.servers import manifests
 from tests.servers.control_plane import ControlPlane
+from tests.servers.flink import home
+from tests.servers.process import Process, free_port
 
 IMAGES = ROOT / "deploy" / "images"
 DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
@@ -82,7 +87,11 @@ def read_only(writable: Path) -> list[str]:
         f"mount --bind {writable} {writable} && mount --bind / / && mount -o remount,bind,ro / "
         f'&& ! touch /read-only 2>/dev/null && exec setpriv --bounding-set=-all --inh-caps=-all -- "$@"'
     )
-    return ["unshare", "--mount", "sh", "-c", script, "sh"]
+    prefix = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    probe = subprocess.run([*prefix, "true"], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"no rights here to make a read-only file system: {probe.stderr.strip()}")
+    return prefix
 
 
 @pytest.mark.real
@@ -91,9 +100,6 @@ def test_the_job_runs_with_a_read_only_root_file_system(
 ) -> None:
     (tmp_path / "tmp").mkdir()
     prefix = read_only(tmp_path)
-    probe = subprocess.run([*prefix, "true"], capture_output=True, text=True)
-    if probe.returncode:
-        pytest.skip(f"no rights here to make a read-only file system: {probe.stderr.strip()}")
     pod = control_plane.api.create(manifests.pod("web", namespace))
     event = control_plane.api.create(manifests.event(pod))
     jobs = Jobs(kubeconfig=control_plane.kubeconfig, namespaces=namespace)
@@ -106,3 +112,40 @@ def test_the_job_runs_with_a_read_only_root_file_system(
         jobs.close()
     assert_written(local, {event["metadata"]["uid"]: 1})
     assert heartbeat.exists()
+
+
+@pytest.mark.real
+def test_flink_starts_as_deployed_with_a_read_only_root_file_system(tmp_path: Path) -> None:
+    objects = built("flink/overlays/s3")
+    for file in ("config.yaml", "log4j-console.properties"):
+        (tmp_path / file).write_text(settings(objects, file))
+    port, rpc = free_port(), free_port()
+    here = ["-Djobmanager.rpc.address=127.0.0.1", f"-Djobmanager.rpc.port={rpc}", "-Drest.address=127.0.0.1"]
+    here += [f"-Drest.port={port}", f"-Dio.tmp.dirs={tmp_path}", "-Dblob.server.port=0"]
+    here += [f"-Dtaskmanager.{name}.port=0" for name in ("rpc", "data")]
+    here += ["-Dmetrics.internal.query-service.port=0"]
+    prefix, started, http = read_only(tmp_path), list[Process](), urllib3.PoolManager(retries=False)
+
+    def slots() -> int:
+        try:
+            return int(http.request("GET", f"http://127.0.0.1:{port}/overview", timeout=5).json()["slots-available"])
+        except (urllib3.exceptions.HTTPError, ValueError, KeyError):
+            return 0
+
+    try:
+        for name in ("jobmanager", "taskmanager"):
+            (container,) = [c for c in containers(objects) if c["name"] == name]
+            command = [
+                part.replace("/opt/flink", str(home())).replace("$(POD_IP)", "127.0.0.1")
+                for part in container["command"]
+            ]
+            places = {item["name"]: item["value"] for item in container["env"] if "value" in item}
+            assert set(places.values()) == {"/etc/flink", "/tmp"}
+            environment = {**os.environ, **dict.fromkeys(places, str(tmp_path))}
+            # jobmanager.sh takes the host and the web port first.
+            more = ["127.0.0.1", str(port), *here] if name == "jobmanager" else here
+            started.append(Process([*prefix, *command, *more], tmp_path / f"{name}.log", environment))
+        started[-1].wait_until(lambda: slots() == 2, 90)
+    finally:
+        for process in reversed(started):
+            process.kill()

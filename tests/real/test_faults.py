@@ -1,7 +1,7 @@
 """Whatever is killed, cut or refused: what was created is in the sink, once each, and `verify` finds the chain whole.
 
-Repeatable as far as a test of real processes can be: every random choice comes from a generator, seeded with SEED of the
-environment, and KILLS says how often a job is killed at random.
+Repeatable as far as a test of real processes can be: every random choice comes from a seeded generator. SEED, KILLS and
+RATE of the environment make it another test, or a longer one.
 """
 
 import os
@@ -88,6 +88,33 @@ def test_a_kill_at_any_write_loses_and_repeats_nothing(
             job.kill()
             s3_proxy.calm()
     drain(jobs, sink, load.counts)
+
+
+def test_a_kill_between_two_segments_keeps_counts_right(
+    jobs: Jobs, s3: S3Server, bucket: str, s3_proxy: FaultHttpProxy, api: Api, namespace: str
+) -> None:
+    sink, history = S3Sink(s3, bucket, endpoint=s3_proxy.url), History(S3Sink(s3, bucket))
+    early, late = (f"2026-01-01T{hour}:00:00Z" for hour in ("08", "09"))
+    pods = manifests.made_up_pods(20, namespace)
+    counts = {api.create(manifests.event(pod))["metadata"]["uid"]: 1 for pod in pods[:1]}
+    job = jobs.start(sink, batch_interval=5)
+    history.wait_for_counts(counts)
+    writes: list[str] = []
+
+    def second(request: Request) -> bool:
+        if request.method == "PUT" and request.path.endswith(".pb.gz"):
+            writes.append(request.path)
+        return len(writes) == 2
+
+    fault = s3_proxy.inject(second, status=503, delay=60)
+    for pod, times in zip(pods, [(early, late), (late, early)] * 10, strict=True):  # whichever hour is written first
+        event = api.create(manifests.event(pod, time=times[0]))
+        api.patch(event, {"count": 3, "lastTimestamp": times[1]})
+        counts[event["metadata"]["uid"]] = 3
+    job.wait_until("the second segment", fault.reached.is_set)
+    job.kill()
+    s3_proxy.calm()
+    drain(jobs, sink, counts)
 
 
 def test_kills_while_the_way_to_the_api_server_breaks_lose_and_repeat_nothing(

@@ -31,7 +31,7 @@ from transforms import dedup, write
 from transforms.batch import decode_records, encode_records
 from transforms.carried import Process
 from transforms.coders import StructCoder
-from transforms.dedup import Seen
+from transforms.seen import Seen
 from transforms.snapshot import Windows
 from transforms.types import (
     Changes,

@@ -38,9 +38,10 @@ from tests.transforms import fakes
 from transforms import codec
 from transforms.batch import _ByPartitionFn
 from transforms.carried import Process, Settings
-from transforms.dedup import _FOLD_AT, _DeduplicateFn
+from transforms.dedup import _DeduplicateFn
 from transforms.enrich import _EnrichStreamFn
 from transforms.kube import Frame, relist
+from transforms.seen import _FOLD_AT
 from transforms.store import Entry, StoreConfig
 from transforms.types import Position, Target
 from transforms.watch import Filter, Span, SpanTracker, _WatchFn

@@ -17,16 +17,8 @@ from tests.transforms import fakes
 from transforms import coders
 from transforms.carried import Process, Settings
 from transforms.decode import Decoder
-from transforms.dedup import (
-    _FOLD_AT,
-    Deduplicate,
-    Seen,
-    _DeduplicateFn,
-    deduplicate,
-    news_of,
-    reported_count,
-    version_of,
-)
+from transforms.dedup import Deduplicate, _DeduplicateFn, deduplicate, news_of, reported_count
+from transforms.seen import _FOLD_AT, Seen, version_of
 from transforms.store import StoreConfig
 from transforms.types import (
     Change,

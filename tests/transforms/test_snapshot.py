@@ -25,7 +25,8 @@ from transforms.coders import StructCoder
 from transforms.facts import FULL, METADATA, SPEC, Facts, Moment
 from transforms.kube import Connection, Readers, Timing
 from transforms.record import decode, event_record
-from transforms.snapshot import ObjectSnapshots, SnapshotReader, Windows, WindowsTracker, _WindowsFn
+from transforms.snapshot import ObjectSnapshots, Windows, WindowsTracker, _WindowsFn
+from transforms.snapshot_reader import SnapshotReader
 from transforms.store import StoreConfig
 from transforms.types import ObjectReference, Position, Progress, Target
 
