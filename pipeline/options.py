@@ -31,13 +31,14 @@ _BEAM_OPTIONS: Mapping[str, str] = {
     "job_name": "the streaming job's name, one job of which may run [kube-history]",
     "job_endpoint": "PortableRunner: the Job API, host:port",
     "artifact_endpoint": "PortableRunner: the artifact API, host:port [what the Job API names]",
+    "job_server_timeout": "PortableRunner: seconds to wait for the Job API [60]",
     "environment_type": "where a streaming runner's workers run: EXTERNAL is a worker pool [EXTERNAL]",
     "environment_config": "the worker pool as the runner's tasks reach it, host:port [localhost:50000; Prism: its own]",
     "job_server_java_launcher": "Flink: the java that runs the job server [java]",
     "prism_location": "Prism: the binary [PRISM_BINARY of the environment, PATH, else built with Go]",
 }
 _REPEATED = ("cluster",)
-_WHOLE_NUMBERS = ("parallelism", "max_parallelism")
+_WHOLE_NUMBERS = ("parallelism", "max_parallelism", "job_server_timeout")
 
 
 class UsageError(Exception):
@@ -94,7 +95,7 @@ class HistoryOptions(PipelineOptions):
             "--delivery",
             choices=("no-loss", "no-duplicates"),
             default="no-loss",
-            help="what is done with events of which it is unknown whether they were written [no-loss: they are written]",
+            help="what is done with events of which it is unknown if they were written [no-loss: they are written]",
         )
         parser.add_argument("--shards", type=_positive, default=1, help="files that are written side by side [1]")
         parser.add_argument("--s3_endpoint", help="the S3 endpoint's URL, for another store than AWS's")

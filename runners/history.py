@@ -10,12 +10,14 @@ from typing import Any
 
 from kubehistory import record_pb2
 
-from transforms import codec, commit, layout
+from transforms import codec, commit, layout, orphans
 from transforms.carried import Carried
 from transforms.commit import Commit
+from transforms.kube import newer
+from transforms.orphans import Orphan
 from transforms.seen import Seen, number_of
-from transforms.types import Gap, Position, Progress, Segment
-from transforms.write import read_segment
+from transforms.types import Encoded, Gap, Position, Progress, Segment
+from transforms.write import void, voided, write_batch
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,6 +55,10 @@ class Epoch:
 class History:
     """One cluster's chain as this job writes it: where it goes on, and what it has committed since.
 
+    Guarantees, for a death at any instant and for two jobs by mistake: what the chain names holds every identity once and
+    every occurrence once; a segment that it does not name is taken in or voided at a start, when its name is met, or every
+    `commit.KEEP` commits. Not guaranteed: that a job which was halted for longer than twice the event TTL while another
+    went on leaves nothing behind; `verify` finds it.
     Raises ChainError where the chain can't be gone on from, or is written by another job; StoreError.
     """
 
@@ -60,56 +66,71 @@ class History:
         self.cluster = cluster
         self.positions: dict[str, Position] = {}
         self.committed_at = 0.0
+        self.unknown_since_us: int | None = None
         self._carried, self._store, self._seen = carried, carried.store, carried.seen(cluster)
         self._identity, self._run = identity, run
         self._event_ttl_us = int(event_ttl_s * 1e6)
-        self._number, self._previous, self._since_base = 1, "", commit.KEEP
+        self._number, self._previous, self._base, self._since_base = 1, "", 0, commit.KEEP
         self._found: list[str] = []
-        self.unknown_since_us: int | None = None
+        self._passed: list[int] = []
+        self._written: set[tuple[str, str]] = set()
 
     def open(self) -> bool:
-        """Reads the chain and rolls forward what a dead run left beyond it; False when there is no chain yet.
+        """Reads the chain and takes in what a dead run left beyond it; False when there is no chain yet.
 
         unknown_since_us is then None, or from when on it is not known what of the cluster's Events was written: there is
         data (0), but no chain to it; or the chain is another cluster's.
         """
         state = commit.read_state(self._store, self.cluster)
-        for skipped in state.skipped:
-            _LOG.warning("passed over a damaged commit: %s", skipped)
-        self._number = state.next_number
-        if state.last is not None:
-            self._previous, self._since_base = state.last.checksum, state.since_base
-            self._carried.sequences.update(state.sequences)
-            if self._identity and state.last.identity and self._identity != state.last.identity:
-                self._begin_anew(state.last)
-            else:
-                self.positions = dict(state.last.after)
-                for addition in state.seen:
-                    self._seen.merge(addition)
-            self._mark_open(state.sequences)
-        orphans = list(commit.orphans(self._store, self.cluster, state.sequences))
-        if state.last is None:
-            there = (entry.path for entry in self._store.list(codec.cluster_directory(self.cluster) + "/"))
-            self._found = sorted(set(there) - set(orphans))
-            if self._found:
-                self.unknown_since_us = 0
-        self._roll_forward(orphans)
-        return state.last is not None
+        for number, why in state.passed.items():
+            _LOG.warning("passed over commit %d of %s: %s", number, self.cluster, why)
+        last, identity = state.last, self._identity
+        self._number, self._passed = state.next_number, sorted(state.passed)
+        self._carried.sequences.update(state.sequences)
+        if last is not None:
+            self._identity = last.identity  # until what its cluster left is taken in
+            self._previous, self._base, self._since_base = last.checksum, state.base, state.since_base
+            self.positions = dict(last.after)
+            self._written = set(last.written)
+            for segment in last.segments:
+                if not segment.count:  # its run may have died before it did this
+                    void(self._store, segment.path)
+        seen = Seen()
+        for addition in state.seen:
+            seen.merge(addition)
+        left = list(orphans.beyond(self._store, self.cluster, state.sequences))
+        if last is None or not last.after:
+            self._find(state.named | set(left), seen)
+        self._take_in([orphans.read(self._store, path) for path in left], last.number if last else 0, seen)
+        if last is not None and identity and last.identity and identity != last.identity:
+            self._begin_anew(last, identity)
+        else:
+            self._seen.merge(seen.encode())
+        self._identity = identity or self._identity
+        if self.unknown_since_us is not None:
+            self._since_base = commit.KEEP  # what counts as written is to be in the first commit
+        self._carried.written |= self._written
+        self._carried.commits[self.cluster] = self._number
+        return last is not None
 
     def commit(self, epoch: Epoch) -> None:
         """Writes an epoch's commit, and makes its additions part of the carried state."""
         additions = epoch.seen.get(self.cluster, [])
         sequences = epoch.sequences.get(self.cluster, {})
+        segments = list(epoch.segments.get(self.cluster, []))
         after = {**self.positions, **{p.target.key: p.position for p in epoch.progress.get(self.cluster, [])}}
         base = self._since_base >= commit.KEEP
+        closed: set[str] = set()
         self._carried.sequences.update(sequences)
         for addition in additions:
             self._seen.merge(addition)
         if base:
+            segments += self._stale()
             self._seen.expire(epoch.began_us - 2 * self._event_ttl_us)
-            self._close_partitions(epoch.began_us)
+            closed = self._close_partitions(epoch.began_us)
             additions, sequences = [self._seen.encode()], self._own_sequences()
-        now_us = time.time_ns() // 1000
+        self._check_voided(segments)
+        written = sorted(identity for identity in self._written if _is_ahead(identity[1], after))
         self._previous = commit.append(
             self._store,
             Commit(
@@ -119,85 +140,166 @@ class History:
                 identity=self._identity,
                 run=self._run,
                 from_us=epoch.began_us,
-                to_us=now_us,
+                to_us=time.time_ns() // 1000,
                 before=self.positions,
                 after=after,
-                segments=sorted(epoch.segments.get(self.cluster, []), key=lambda segment: segment.path),
+                segments=sorted(segments, key=lambda segment: segment.path),
                 gaps=epoch.gaps.get(self.cluster, []),
                 dead=epoch.dead.get(self.cluster, {}),
                 found=self._found,
+                passed=self._passed,
                 base=base,
                 seen=additions,
                 sequences=sequences,
+                written=written,
             ),
         )
-        self.positions, self._found = after, []
+        for segment in segments:
+            if not segment.count:
+                void(self._store, segment.path)
+        self._carried.written -= self._written - set(written)
+        self.positions, self._found, self._passed, self._written = after, [], [], set(written)
         self.committed_at = time.monotonic()
         if base:
-            commit.compact(self._store, self.cluster, self._number)
+            commit.compact(self._store, self.cluster, self._base)
+            for partition in closed:
+                self._store.delete(layout.open_marker(partition))
+            self._base = self._number
         self._since_base = 1 if base else self._since_base + 1
         self._number += 1
+        self._carried.commits[self.cluster] = self._number
 
     def check_alone(self) -> None:
         """Raises ChainError when another job has committed since this one began."""
-        for entry in self._store.list(layout.state(self.cluster) + "/commits/"):
-            if layout.commit_number(entry.path) >= self._number:
-                raise commit.taken(self._store, entry.path)
+        newest = layout.commit(self.cluster, self._number - 1)
+        for entry in self._store.list(layout.state(self.cluster) + "/commits/", newest):
+            raise commit.taken(self._store, entry.path)
 
-    def _begin_anew(self, last: Commit) -> None:
+    # --- a start ---
+
+    def _find(self, known: set[str], seen: Seen) -> None:
+        """What is there under no commit, when no commit has read anything yet; what is recent of it counts as seen."""
+        directory = codec.cluster_directory(self.cluster) + "/"
+        self._found = [entry.path for entry in self._store.list(directory) if entry.path not in known]
+        if not self._found:
+            return
+        self.unknown_since_us = 0
+        recent = codec.partition(self.cluster, time.time_ns() // 1000 - 2 * self._event_ttl_us)
+        for path in self._found:
+            if path >= recent and codec.parse_segment(path):
+                self._remember(orphans.read(self._store, path).records or [], seen)
+
+    def _begin_anew(self, last: Commit, identity: str) -> None:
         self.unknown_since_us = last.to_us
-        self._since_base = commit.KEEP  # what is remembered of the other cluster ends with this commit
+        self.positions, self._written = {}, set()
         _LOG.warning(
             "%s: the history in the sink is of a cluster with identity %s, this one's is %s: begins anew",
             self.cluster,
             last.identity,
-            self._identity,
+            identity,
         )
 
-    def _roll_forward(self, orphans: Sequence[str]) -> None:
-        """Takes in the segments beyond the newest commit: what they hold is seen, and a commit names them."""
-        adopted: list[Segment] = []
-        next_numbers: dict[str, int] = {}
+    def _take_in(self, left: Sequence[Orphan], newest: int, seen: Seen) -> None:
+        """Takes in the segments beyond the newest commit: what is to be kept is seen, and a commit names it."""
+        epoch = Epoch(time.time_ns() // 1000)
+        segments = epoch.segments.setdefault(self.cluster, [])
+        sequences = epoch.sequences.setdefault(self.cluster, {})
+        whole: list[tuple[Orphan, list[record_pb2.Record]]] = []
+        for orphan in left:
+            key, number = _key_of(orphan.segment.path)
+            sequences[key] = max(number + 1, sequences.get(key, 0))
+            if orphan.records is None:
+                _LOG.warning("%s is not a segment; it is left as it is", orphan.segment.path)
+                self._found.append(orphan.segment.path)
+            elif not orphan.commit or orphan.commit > newest:
+                whole.append((orphan, orphan.records))
+            elif not orphans.is_committed(self._store, self.cluster, orphan):
+                segments.append(voided(orphan.segment.path))
+        at_most = self.unknown_since_us is not None
+        kept = orphans.settle([records for _, records in whole], seen, self._written, at_most)
         addition = Seen()
-        for path in orphans:
-            try:
-                segment, records = read_segment(self._store, path)
-            except codec.CodecError as error:
-                _LOG.warning("%s is not a segment: %s; it is left as it is", path, error)
-                continue
-            adopted.append(segment)
-            partition, shard, number = codec.parse_segment(path) or ("", "", 0)
-            next_numbers[f"{partition}/{shard}"] = max(number + 1, next_numbers.get(f"{partition}/{shard}", 0))
-            for record in records:
-                self._carried.written.add((record.uid, record.resource_version))
-                if record.kind == record_pb2.EVENT:
-                    version = number_of(record.resource_version)
-                    addition.saw_event(record.uid, version, record.count, record.observed_time_us)
-        if adopted:
-            _LOG.warning("%s: took in %d segments that a run left without a commit", self.cluster, len(adopted))
-            epoch = Epoch(time.time_ns() // 1000)
-            epoch.segments[self.cluster] = adopted
-            epoch.sequences[self.cluster] = next_numbers
+        for (orphan, records), right in zip(whole, kept, strict=True):
+            if {id(record) for record in records} == {id(record) for record in right}:
+                segments.append(orphan.segment)
+            else:
+                segments.append(voided(orphan.segment.path))
+                segments += self._rewrite(_key_of(orphan.segment.path)[0], right, sequences)
+            self._remember(right, addition)
+        if segments or sequences:
+            _LOG.warning("%s: took in %d segments that a run left without a commit", self.cluster, len(segments))
             epoch.seen[self.cluster] = [addition.encode()]
+            base, self._seen = self._seen, seen
             self.commit(epoch)
+            self._seen = base
+
+    def _rewrite(self, key: str, records: Sequence[record_pb2.Record], sequences: dict[str, int]) -> Sequence[Segment]:
+        encoded = [Encoded(r.time_us, r.uid, r.resource_version, r.SerializeToString()) for r in records]
+        written, sequences[key] = write_batch(
+            self._store, key, sequences[key], encoded, max(1, len(encoded)), commit=self._number
+        )
+        return written
+
+    def _remember(self, records: Sequence[record_pb2.Record], seen: Seen) -> None:
+        """Records that are in the sink are seen; of what is no Event, the identities are written."""
+        for record in records:
+            if record.kind == record_pb2.EVENT:
+                version, known = number_of(record.resource_version), seen.event(record.uid)
+                if known is None or (version, record.count) > known:
+                    seen.saw_event(record.uid, version, record.count, record.observed_time_us)
+            elif record.kind != record_pb2.GAP:
+                self._written.add((record.uid, record.resource_version))
+
+    # --- a commit ---
+
+    def _stale(self) -> list[Segment]:
+        """The names that other jobs have taken beyond this one's numbers, to be voided, before numbers are forgotten."""
+        stale = []
+        for path in orphans.beyond(self._store, self.cluster, self._own_sequences()):
+            orphan = orphans.read(self._store, path)
+            if 0 < orphan.commit <= self._number and not orphans.is_committed(self._store, self.cluster, orphan):
+                stale.append(voided(path))
+                key, number = _key_of(path)
+                self._carried.sequences[key] = number + 1
+        return stale
+
+    def _check_voided(self, segments: Sequence[Segment]) -> None:
+        """Raises ChainError when a commit that is there names one of the segments that are to be voided."""
+        for segment in segments:
+            if not segment.count:
+                orphan = orphans.read(self._store, segment.path)
+                if orphan.commit and orphans.is_committed(self._store, self.cluster, orphan):
+                    raise commit.taken(self._store, layout.commit(self.cluster, orphan.commit))
 
     def _own_sequences(self) -> dict[str, int]:
         prefix = codec.cluster_directory(self.cluster) + "/"
         return {key: number for key, number in self._carried.sequences.items() if key.startswith(prefix)}
 
-    def _mark_open(self, sequences: dict[str, int]) -> None:
-        """A run that died while it closed a partition may have left it without its marker."""
-        there = {layout.opened_partition(e.path) for e in self._store.list(layout.state(self.cluster) + "/open/")}
-        for partition in {key.rpartition("/")[0] for key in sequences} - there:
-            self._store.create(layout.open_marker(partition), b"")
+    def _close_partitions(self, now_us: int) -> set[str]:
+        """Forgets the segment numbers of hours long gone (a late record finds them by listing); returns their partitions.
 
-    def _close_partitions(self, now_us: int) -> None:
-        """Forgets the segment numbers of hours long gone; a late record finds them by listing.
-
-        The markers go before the commit without the numbers: a start recreates a marker that it misses, but could not
-        tell a forgotten partition from one that a dead run opened.
+        Their markers go after the commit without the numbers: a start that finds one still there finds by the segments'
+        labels that commits name them.
         """
         newest = codec.partition(self.cluster, now_us - 2 * self._event_ttl_us)
-        for key in [key for key in self._own_sequences() if key.rpartition("/")[0] < newest]:
+        closed = {key for key in self._own_sequences() if key.rpartition("/")[0] < newest}
+        for key in closed:
             del self._carried.sequences[key]
-            self._store.delete(layout.open_marker(key.rpartition("/")[0]))
+        return {key.rpartition("/")[0] for key in closed}
+
+
+def _key_of(path: str) -> tuple[str, int]:
+    """The partition key and the number of a segment's path."""
+    partition, shard, number = codec.parse_segment(path) or ("", "", 0)
+    return f"{partition}/{shard}", number
+
+
+def _is_ahead(version: str, positions: dict[str, Position]) -> bool:
+    """Whether a change at this version may be read again from one of these positions."""
+    return (
+        any(
+            position.listing or newer(version, position.resource_version)
+            for key, position in positions.items()
+            if key.split("/")[1] != "events"
+        )
+        or not positions
+    )

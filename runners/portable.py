@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, PortableOptions
 from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.runner import PipelineState
@@ -34,6 +35,7 @@ _LOG = logging.getLogger(__name__)
 JOB_NAME = "kube-history"
 WORKER_POOL = "localhost:50000"
 _POLL_S = 0.5
+_API_S, _BEAMS_API_S = 60, 300  # Beam waits five minutes for a Job API that is not there
 
 Build = Callable[[beam.Pipeline, JobConfig, Process, Sequence[Target]], object]
 
@@ -41,8 +43,10 @@ Build = Callable[[beam.Pipeline, JobConfig, Process, Sequence[Target]], object]
 def run(config: JobConfig, options: PipelineOptions, build: Build) -> None:
     """Runs the job through the Job API at --job_endpoint, until it ends; SIGTERM and SIGINT cancel it."""
     portable = options.view_as(PortableOptions)
+    write_schema(config)
     with stopped_by_signals() as stopping:
-        flags = [*common_flags(options), f"--job_endpoint={portable.job_endpoint}", "--job_server_timeout=60"]
+        flags = [*common_flags(options), f"--job_endpoint={portable.job_endpoint}"]
+        flags.append(f"--job_server_timeout={_timeout_s(options)}")
         if portable.artifact_endpoint:
             flags.append(f"--artifact_endpoint={portable.artifact_endpoint}")
         try:
@@ -50,9 +54,15 @@ def run(config: JobConfig, options: PipelineOptions, build: Build) -> None:
         except Exception as error:
             raise RunnerError(
                 f"expected a Job API at --job_endpoint {portable.job_endpoint} to take the job, got "
-                f"{brief(error)}; start a job server there"
+                f"{_details(error) if isinstance(error, grpc.RpcError) else brief(error)}; start a job server there"
             ) from error
+        _LOG.info("runs at %s", portable.job_endpoint)
         wait(result, stopping, config.run_for_s)
+
+
+def _timeout_s(options: PipelineOptions) -> int:
+    given: int = options.view_as(PortableOptions).job_server_timeout
+    return _API_S if given == _BEAMS_API_S else given
 
 
 def submit(config: JobConfig, flags: Sequence[str], build: Build, runner: PortableRunner) -> Any:
@@ -102,11 +112,14 @@ def wait(result: Any, stopping: threading.Event, run_for_s: float = 0.0) -> None
     """Returns when the job has been asked to stop or has run its time, and was cancelled; raises when it fails."""
     listen(result)
     until = time.monotonic() + run_for_s if run_for_s else float("inf")
-    while not stopping.wait(_POLL_S) and time.monotonic() < until:
-        state = result.state
-        if PipelineState.is_terminal(state):
-            raise RunnerError(f"expected the job to go on for ever, got {state}: {last_error(result)}")
-    result.cancel()
+    try:
+        while not stopping.wait(_POLL_S) and time.monotonic() < until:
+            state = result.state
+            if PipelineState.is_terminal(state):
+                raise RunnerError(f"expected the job to go on for ever, got {state}: {last_error(result)}")
+        result.cancel()
+    except grpc.RpcError as error:
+        raise RunnerError(f"expected the runner to answer, got {_details(error)}; see what became of it") from error
 
 
 def listen(result: Any) -> None:
@@ -118,6 +131,10 @@ def last_error(result: Any) -> str:
     """The newest error among the job's messages, in one line."""
     time.sleep(_POLL_S)  # the message comes in a stream of its own, beside the state
     return brief(result._last_error_message())
+
+
+def _details(error: grpc.RpcError) -> str:
+    return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.Call) else brief(error)
 
 
 def brief(error: object) -> str:

@@ -43,7 +43,8 @@ class Settings:
 class Carried:
     """One process's connections, what the runner carries from epoch to epoch, and what the epoch put out for it.
 
-    positions: by target key, where a target is read from. sequences: by "<partition>/<shard>", the next free segment
+    positions: by target key, where a target is read from. commits: in micro-batches, by cluster, the number of the commit
+    that is to name what is written now. sequences: by "<partition>/<shard>", the next free segment
     number. written: identities that a dead run wrote after the newest commit, which a replay must not write again.
     memories: what a stream's bundles remember, by shard key (the truth is the state). outputs: by name.
     failure: the error that ended an epoch, as it was before Beam wrapped it.
@@ -63,6 +64,7 @@ class Carried:
         self.snapshots: dict[str, SnapshotReader] = {}
         self.positions: dict[str, Position] = {}
         self.gaps: dict[str, Gap] = {}
+        self.commits: dict[str, int] = {}
         self.sequences: dict[str, int] = {}
         self.written: set[tuple[str, str]] = set()
         self.memories: dict[str, Memory] = {}

@@ -4,12 +4,15 @@ A commit is one small object, created under the number after the newest: of two 
 before it by checksum, the positions before and after, the segments with counts and checksums, the gaps, and what a start
 needs: the keyed state that the epoch added, or all of it every so often (`base`), and the next segment numbers. Older
 commits are folded, without their keyed state, into archives, which `links` walks as if they were commits still.
+
+Guarantees: of the jobs that try to write a number one succeeds, so what the chain names was written by one job after the
+other, each from the state that the one before it left. Nothing is deleted from the chain before it is in an archive.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -34,7 +37,9 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     number: from 1, without holes. previous: the checksum of the commit before; "" for the first.
     before, after: the positions by target key. from_us, to_us: when the epoch began and ended.
-    found: segments that were there before the chain began, under no commit.
+    segments: what the epoch wrote, and with a count of 0 the names that another job took, which are voided (`write.void`).
+    found: objects that are there under no commit, such as those from before the chain began.
+    passed: the numbers of damaged commits that this one does not build on.
     """
 
     number: int
@@ -50,6 +55,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     gaps: list[Gap] = []
     dead: dict[str, int] = {}
     found: list[str] = []
+    passed: list[int] = []
     checksum: str = ""
 
 
@@ -57,23 +63,30 @@ class Commit(Link, frozen=True, kw_only=True, omit_defaults=True):
     """A link with what a start needs.
 
     base: `seen` and `sequences` are all there is to know; else what this epoch added.
-    seen: as `dedup.Seen.encode` gives it. sequences: "<partition>/<shard>" → the next segment number.
+    seen: as `Seen.encode` gives it. sequences: "<partition>/<shard>" → the next segment number.
+    written: identities of what is no Event that were written, but are beyond the positions: to be read again.
     """
 
     base: bool = False
     seen: list[bytes] = []
     sequences: dict[str, int] = {}
+    written: list[tuple[str, str]] = []
 
 
 class State(msgspec.Struct, kw_only=True):
-    """What the newest valid commit, with those back to its base, says of where to go on."""
+    """What the newest valid commit, with those back to its base, says of where to go on.
+
+    named: the segments that these commits name. passed: newer commits that are damaged, and why.
+    """
 
     last: Commit | None = None
+    base: int = 0
     next_number: int = 1
     seen: list[bytes] = []
     sequences: dict[str, int] = {}
     since_base: int = 0
-    skipped: list[str] = []
+    named: set[str] = set()
+    passed: dict[int, str] = {}
 
 
 _COMMIT = msgspec.json.Decoder(Commit)
@@ -95,36 +108,46 @@ def decode_archive(data: bytes) -> list[Link]:
 
 
 def read_state(store: Store, cluster: str) -> State:
-    """Reads the newest valid commit, and what is before it back to its base. A commit that is damaged is passed over.
+    """Reads the newest valid commit, and what is before it back to its base. Newer ones that are damaged are passed over.
 
     Raises ChainError when commits are there and none can be gone on from; StoreError.
     """
-    numbers = [layout.commit_number(entry.path) for entry in store.list(f"{layout.state(cluster)}/commits/")]
+    directory = layout.state(cluster)
+    numbers = [layout.commit_number(entry.path) for entry in store.list(f"{directory}/commits/")]
     state = State(next_number=numbers[-1] + 1 if numbers else 1)
     newest_first: list[Commit] = []
     for number in reversed(numbers):
+        if newest_first and number in newest_first[-1].passed:
+            continue
         path = layout.commit(cluster, number)
         try:
             commit = decode(store.read(path))
+            if newest_first and newest_first[-1].previous != commit.checksum:
+                raise ChainError(f"expected what commit {newest_first[-1].number} was written after, found another")
         except (ChainError, NotFound) as error:
             if newest_first:
-                raise ChainError(f"{path} is needed to go on, but {error}; see `python -m pipeline.verify`") from error
-            state.skipped.append(f"{path}: {error}")
+                raise ChainError(f"{path} is needed to go on: {error}; {_ADVICE}") from error
+            state.passed[number] = str(error)
             continue
         newest_first.append(commit)
         if commit.base:
             break
-    if numbers and not (newest_first and newest_first[-1].base):
+    if (numbers and not (newest_first and newest_first[-1].base)) or (not numbers and _archives(store, cluster)):
         raise ChainError(
-            f"{layout.state(cluster)}: expected a commit with the whole keyed state among {len(numbers)} commits, found "
-            "none that is whole; see `python -m pipeline.verify`, or move the directory away to begin a new chain"
+            f"{directory}: expected a commit with the whole keyed state among {len(numbers)} commits, found none that is "
+            f"whole; {_ADVICE}"
         )
     state.since_base = len(newest_first)
+    state.base = newest_first[-1].number if newest_first else 0
     for commit in reversed(newest_first):
         state.last = commit
         state.seen.extend(commit.seen)
         state.sequences.update(commit.sequences)
+        state.named.update(segment.path for segment in commit.segments)
     return state
+
+
+_ADVICE = "see `python -m pipeline.verify`, or move the directory away to begin a new chain"
 
 
 def append(store: Store, commit: Commit) -> str:
@@ -144,31 +167,48 @@ def taken(store: Store, path: str) -> ChainError:
     )
 
 
-def compact(store: Store, cluster: str, base: int, keep: int = KEEP) -> None:
-    """Folds all commits but the last `keep` before the newest base into an archive, and many archives into one.
+def compact(store: Store, cluster: str, before: int, keep: int = KEEP) -> None:
+    """Folds the commits before a number into an archive, and many archives into one.
 
-    What is folded is deleted after the archive is there. Safe to repeat.
+    What is folded is deleted after the archive is there; what is damaged stays as it is, for `verify` to find. Safe to
+    repeat after a crash: what an archive holds already is passed over by `links`.
     """
-    numbers = [layout.commit_number(entry.path) for entry in store.list(f"{layout.state(cluster)}/commits/")]
-    _fold_commits(store, cluster, [number for number in numbers if number < base - keep])
-    archives = [entry.path for entry in store.list(f"{layout.state(cluster)}/chain/")]
-    young = [path for path in archives if _length(path) < keep * keep]
+    directory = layout.state(cluster)
+    numbers = [layout.commit_number(entry.path) for entry in store.list(f"{directory}/commits/")]
+    _fold(store, cluster, [layout.commit(cluster, number) for number in numbers if number < before])
+    young = [path for path in _archives(store, cluster) if _length(path) < keep * keep]
     if len(young) > keep:
-        links = [link for path in young for link in decode_archive(store.read(path))]
-        _archive(store, cluster, links, young)
+        _fold(store, cluster, young)
+
+
+def read_link(store: Store, cluster: str, number: int) -> Link | None:
+    """The link of a number, from its commit or from an archive; None when it is not there. Raises ChainError."""
+    try:
+        return decode(store.read(layout.commit(cluster, number)))
+    except NotFound:
+        pass
+    for path in _archives(store, cluster):
+        first, last = layout.archive_span(path)
+        if first <= number <= last:
+            for link in decode_archive(store.read(path)):
+                if link.number == number:
+                    return link
+    return None
 
 
 def links(store: Store, cluster: str, problem: Callable[[str], None]) -> Iterator[Link]:
     """All links of a cluster's chain in the order of their numbers; what can't be read goes to `problem`."""
     last = 0
-    for entry in list(store.list(f"{layout.state(cluster)}/chain/")):
+    for path in _archives(store, cluster):
         try:
-            for link in decode_archive(store.read(entry.path)):
+            for link in decode_archive(store.read(path)):
                 if link.number > last:  # an archive and what was folded into it may both be there
                     last = link.number
                     yield link
-        except (ChainError, NotFound) as error:
-            problem(f"{entry.path}: {error}")
+        except NotFound:
+            continue  # folded into another since it was listed
+        except ChainError as error:
+            problem(f"{path}: {error}")
     for entry in list(store.list(f"{layout.state(cluster)}/commits/")):
         try:
             commit = decode(store.read(entry.path))
@@ -187,26 +227,30 @@ def clusters(store: Store) -> list[str]:
     return [codec.cluster_of(name) for name in store.list_dirs("_state")]
 
 
-def orphans(store: Store, cluster: str, sequences: Mapping[str, int]) -> Iterator[str]:
-    """Paths of the segments in open partitions beyond the committed numbers: what a run that died left."""
-    for marker in list(store.list(f"{layout.state(cluster)}/open/")):
-        partition = layout.opened_partition(marker.path)
-        for entry in store.list(f"{partition}/"):
-            name = codec.parse_segment(entry.path)
-            if name and name[2] >= sequences.get(f"{name[0]}/{name[1]}", 0):
-                yield entry.path
-
-
-def _fold_commits(store: Store, cluster: str, numbers: Sequence[int]) -> None:
-    paths = [layout.commit(cluster, number) for number in numbers]
-    if paths:
-        _archive(store, cluster, [_link(decode(store.read(path))) for path in paths], paths)
-
-
-def _archive(store: Store, cluster: str, links: Sequence[Link], folded: Sequence[str]) -> None:
-    store.create(layout.archive(cluster, links[0].number, links[-1].number), encode(links))
+def _fold(store: Store, cluster: str, paths: Sequence[str]) -> None:
+    links: dict[int, Link] = {}
+    folded = []
+    for path in paths:
+        try:
+            data = store.read(path)
+            here = decode_archive(data) if path.startswith(f"{layout.state(cluster)}/chain/") else [_link(decode(data))]
+        except ChainError:
+            continue
+        links.update((link.number, link) for link in here if link.number not in links)
+        folded.append(path)
+    if not links:
+        return
+    archive = layout.archive(cluster, min(links), max(links))
+    data = encode([links[number] for number in sorted(links)])
+    if not store.create(archive, data) and store.read(archive) != data:
+        return  # another selection of the same span: leave all as it is
     for path in folded:
-        store.delete(path)
+        if path != archive:
+            store.delete(path)
+
+
+def _archives(store: Store, cluster: str) -> list[str]:
+    return [entry.path for entry in store.list(f"{layout.state(cluster)}/chain/")]
 
 
 def _link(commit: Commit) -> Link:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
+import msgspec
 from apache_beam.coders import BytesCoder
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
@@ -20,8 +21,21 @@ from apache_beam.transforms.window import GlobalWindow
 
 from transforms.carried import Process
 from transforms.coders import typed
-from transforms.seen import NOTHING, Memory, Seen, version_of
-from transforms.types import Change, Changes, Event, News, NewsChunk, ObjectMeta, Service
+from transforms.endpoints import difference, endpoints_of
+from transforms.seen import NOTHING, Memory, Seen, number_of, version_of
+from transforms.shards import shard_of
+from transforms.types import (
+    Change,
+    Changes,
+    Endpoints,
+    EndpointSlice,
+    Event,
+    Listed,
+    News,
+    NewsChunk,
+    ObjectMeta,
+    Service,
+)
 
 # --- plain ------------------------------------------------------------------------------------
 
@@ -31,10 +45,19 @@ def news_of(changes: Changes, seen: Seen) -> NewsChunk:
 
     An Event is news when its UID is new, or when its count grew. One whose count fell began to count anew. A Service is
     news when it is new, gone, or differs in what a record shows of it. DELETED of an Event is its TTL: it is forgotten.
+    The changes of one slice of endpoints in a chunk are one piece of news: who joined, left, or turned ready in the end.
+    What a complete list does not show was deleted while nobody watched.
     """
     events = [news for change in changes.events if (news := _event_news(change, seen))]
-    services = [change_of for change in changes.services if (change_of := _service_news(change, seen))]
-    return NewsChunk(changes.cluster, events, services)
+    services: list[News[Any]] = [found for change in changes.services if (found := _service_news(change, seen))]
+    endpoints: list[News[Any]] = _endpoints_news(changes.slices, seen)
+    if changes.listed is not None:
+        shown = {one.object.metadata.uid for one in changes.services} | {
+            one.object.metadata.uid for one in changes.slices
+        }
+        gone = services if changes.listed.resource == "services" else endpoints
+        gone.extend(_gone(changes.listed, shown, seen))
+    return NewsChunk(changes.cluster, events, services, endpoints)
 
 
 def reported_count(event: Event) -> int:
@@ -64,19 +87,62 @@ def _event_news(change: Change[Event], seen: Seen) -> News[Event] | None:
 def _service_news(change: Change[Service], seen: Seen) -> News[Service] | None:
     service = _kept(change.object)
     uid = service.metadata.uid
-    known = seen.service(uid)
+    state = seen.state(uid)
+    known = state if isinstance(state, Service) else None
     if change.type == "DELETED":
-        seen.saw_service(uid, None)
+        seen.saw_state(uid, None)
         return News("DELETED", service, change.observed_us, 1, known)
     if known is None:
-        seen.saw_service(uid, service)
+        seen.saw_state(uid, service)
         return News(change.type, service, change.observed_us)
     version = version_of(service.metadata)
     if version and version <= version_of(known.metadata):
         return None
-    seen.saw_service(uid, service)
+    seen.saw_state(uid, service)
     same = service.spec == known.spec and service.metadata.labels == known.metadata.labels
     return None if same else News("MODIFIED", service, change.observed_us, 1, known)
+
+
+def _endpoints_news(changes: Sequence[Change[EndpointSlice]], seen: Seen) -> list[News[Endpoints]]:
+    """One piece of news a slice, whatever the number of its changes; none when they come to nothing."""
+    first: dict[str, Endpoints | None] = {}
+    last: dict[str, News[Endpoints]] = {}
+    for change in changes:
+        after = endpoints_of(change.object)
+        state = seen.state(after.uid)
+        known = state if isinstance(state, Endpoints) else None
+        version = number_of(after.resource_version)
+        if known is not None and version and version <= number_of(known.resource_version):
+            continue
+        if not after.service and known is None:
+            continue
+        first.setdefault(after.uid, known)
+        gone = change.type == "DELETED"
+        seen.saw_state(after.uid, None if gone else after)
+        kind = change.type if first[after.uid] is None or gone else "MODIFIED"
+        last[after.uid] = News(kind, after, change.observed_us, 1, first[after.uid])
+    return [
+        news for news in last.values() if difference(news.previous, None if news.type == "DELETED" else news.object)
+    ]
+
+
+def _gone(listed: Listed, shown: set[str], seen: Seen) -> Iterator[News[Any]]:
+    """What is remembered of a resource in a list's scope, and the list does not show; filed under the list's version."""
+    kind = Service if listed.resource == "services" else Endpoints
+    for uid, state in seen.states().items():
+        if not isinstance(state, kind) or uid in shown or shard_of(state, listed.shards) != listed.shard:
+            continue
+        namespace = state.namespace if isinstance(state, Endpoints) else state.metadata.namespace or ""
+        if (listed.namespace and namespace != listed.namespace) or namespace in listed.excluded:
+            continue
+        seen.saw_state(uid, None)
+        yield News("DELETED", _at_version(state, listed.version), listed.observed_us, 1, state)
+
+
+def _at_version(state: Service | Endpoints, version: str) -> Service | Endpoints:
+    if isinstance(state, Endpoints):
+        return msgspec.structs.replace(state, resource_version=version)
+    return msgspec.structs.replace(state, metadata=msgspec.structs.replace(state.metadata, resource_version=version))
 
 
 def _kept(service: Service) -> Service:

@@ -16,9 +16,9 @@ from transforms.batch import encode_records
 from transforms.carried import Process
 from transforms.coders import typed
 from transforms.facts import Facts
-from transforms.record import event_record, gap_record, service_record
+from transforms.record import endpoints_record, event_record, gap_record, service_record
+from transforms.shards import shard_key
 from transforms.types import DeadLetter, Encoded, Gap, News, NewsChunk
-from transforms.watch import shard_key
 
 # --- plain ------------------------------------------------------------------------------------
 
@@ -30,6 +30,7 @@ def enrich(chunk: NewsChunk, facts: Facts) -> tuple[list[Encoded], list[DeadLett
     builders: tuple[tuple[str, Any, Sequence[News[Any]]], ...] = (
         ("events", event_record, chunk.events),
         ("services", service_record, chunk.services),
+        ("endpointslices", endpoints_record, chunk.endpoints),
     )
     for resource, build, items in builders:
         for news in items:

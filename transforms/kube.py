@@ -75,13 +75,18 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class Resource:
-    """Where a resource's collection is. `bookmarks`: the API server's watch cache sends some (not for Events)."""
+    """Where a resource's collection is.
+
+    bookmarks: the API server's watch cache sends some (not for Events). whole: a list is read in one page, for what it
+    does not show is gone.
+    """
 
     group_version: str
     plural: str
     namespaced: bool = True
     bookmarks: bool = True
     metadata_only: bool = False
+    whole: bool = False
 
     def path(self, namespace: str) -> str:
         root = f"/apis/{self.group_version}" if "/" in self.group_version else f"/api/{self.group_version}"
@@ -250,11 +255,11 @@ class Follower:
         """The pages of one list from `position` on, all at one version; a token that expired starts the list anew."""
         first = not self.position.continue_token
         while not self.stopped():
-            query: dict[str, str | int] = {"limit": self.page_size}
+            query: dict[str, str | int] = {} if self.resource.whole else {"limit": self.page_size}
             if self.position.continue_token:
                 query["continue"] = self.position.continue_token
             elif self.resource.bookmarks:  # from the API server's watch cache: etcd is not asked
-                query["resourceVersion"] = self.position.resource_version or 0
+                query["resourceVersion"] = 0
                 query["resourceVersionMatch"] = "NotOlderThan"
             body, head = self._page(query)
             now_us = self._now_us()

@@ -12,8 +12,19 @@ from functools import lru_cache
 from kubehistory import record_pb2 as pb
 
 from transforms import associate
+from transforms.endpoints import difference
 from transforms.facts import SECOND_US, Facts, Found, History, Moment, NodeFacts, PodFacts, Version, to_us
-from transforms.types import Encoded, Event, News, ObjectReference, Service, ServicePort, Target
+from transforms.types import (
+    Encoded,
+    Endpoints,
+    EndpointState,
+    Event,
+    News,
+    ObjectReference,
+    Service,
+    ServicePort,
+    Target,
+)
 
 _MAX_DERIVED = 50_000  # objects whose enrichment is kept at a time, about 1 kB each
 _MAX_REGIONS = 8  # of one object
@@ -288,6 +299,50 @@ def _port(port: ServicePort) -> pb.Port:
         target_port="" if port.target_port is None else str(port.target_port),
         node_port=port.node_port or 0,
     )
+
+
+# --- endpoints --------------------------------------------------------------------------------
+
+
+def endpoints_record(cluster: str, news: News[Endpoints], facts: Facts, global_revisions: bool = True) -> Encoded:
+    """The record of the endpoints of one slice that joined, left, or turned ready or unready, when it was observed."""
+    after, before = news.object, news.previous
+    change = difference(before, None if news.type == "DELETED" else after)
+    involved = ObjectReference(
+        kind="EndpointSlice",
+        namespace=after.namespace,
+        name=after.name,
+        uid=after.uid,
+        api_version="discovery.k8s.io/v1",
+        resource_version=after.resource_version,
+    )
+    service = after.service or (before.service if before else "")
+    moment = Moment(news.observed_us, 0, after.resource_version * global_revisions)
+    found = facts.named("Service", "v1", after.namespace, service, moment)
+    record = pb.Record(
+        uid=after.uid,
+        resource_version=after.resource_version,
+        time_us=news.observed_us,
+        observed_time_us=news.observed_us,
+        namespace=after.namespace,
+        name=after.name,
+        involved=_reference(involved),
+        services=[pb.ServiceRef(namespace=after.namespace, name=service, uid=found.uid if found else "", how="self")],
+        endpoints_change=pb.EndpointsChange(
+            service=service,
+            joined=[_endpoint(one) for one in change.joined],
+            left=[_endpoint(one) for one in change.left],
+            became_ready=[_endpoint(one) for one in change.became_ready],
+            became_unready=[_endpoint(one) for one in change.became_unready],
+        ),
+        snapshot_time_us=facts.snapshot_time_us,
+    )
+    data = _head(pb.ENDPOINTS_CHANGE, cluster) + record.SerializeToString(deterministic=True)
+    return Encoded(news.observed_us, after.uid, after.resource_version, data)
+
+
+def _endpoint(one: EndpointState) -> pb.EndpointRef:
+    return pb.EndpointRef(addresses=one.addresses, kind=one.kind, name=one.name, uid=one.uid, node=one.node)
 
 
 # --- gaps, and back ---------------------------------------------------------------------------

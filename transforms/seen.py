@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from transforms.types import ObjectMeta, Service
+from transforms.types import Endpoints, ObjectMeta, Service
 
 _FOLD_AT = 50  # additions in a stream's bag, at least
 _ENTRY = struct.Struct(">16sQII")  # UID, version (0: none), count (0: forgotten), when (s)
@@ -16,8 +16,14 @@ _COUNT_MAX = 2**32 - 1
 _VERSION_MAX = 2**64 - 1
 
 
+class _States(msgspec.Struct, array_like=True):
+    services: dict[str, Service] = msgspec.field(default_factory=dict)
+    endpoints: dict[str, Endpoints] = msgspec.field(default_factory=dict)
+    gone: list[str] = msgspec.field(default_factory=list)
+
+
 class Seen:
-    """The memory of what was written: Event UID → (version, count, when), and the Services as they were.
+    """The memory of what was written: Event UID → (version, count, when), and Services and endpoints as they were.
 
     An entry takes about 170 bytes in memory and 32 encoded. `base` is looked in where this one has no entry and is
     never changed: so a run's additions stay apart until they are committed (`merge`).
@@ -25,7 +31,7 @@ class Seen:
 
     def __init__(self, base: Seen | None = None) -> None:
         self._events: dict[bytes, int] = {}
-        self._services: dict[str, Service | None] = {}
+        self._states: dict[str, Service | Endpoints | None] = {}
         self._base = base
 
     def __len__(self) -> int:
@@ -42,14 +48,19 @@ class Seen:
     def forget_event(self, uid: str) -> None:
         self._events[_key(uid)] = 0
 
-    def service(self, uid: str) -> Service | None:
-        if uid in self._services or self._base is None:
-            return self._services.get(uid)
-        return self._base.service(uid)
+    def state(self, uid: str) -> Service | Endpoints | None:
+        """A Service, or a slice of endpoints, as the last record showed it."""
+        if uid in self._states or self._base is None:
+            return self._states.get(uid)
+        return self._base.state(uid)
 
-    def saw_service(self, uid: str, service: Service | None) -> None:
-        """Remembers a Service as it is now; None forgets it."""
-        self._services[uid] = service
+    def saw_state(self, uid: str, state: Service | Endpoints | None) -> None:
+        """Remembers a Service or a slice of endpoints as it is now; None forgets it."""
+        self._states[uid] = state
+
+    def states(self) -> dict[str, Service | Endpoints | None]:
+        """All that is remembered of Services and slices, by UID; what was forgotten is None."""
+        return {**(self._base.states() if self._base is not None else {}), **self._states}
 
     def merge(self, addition: bytes) -> None:
         """Takes in what `encode` gave of another; later entries win, and what was forgotten goes."""
@@ -59,11 +70,14 @@ class Seen:
                 self._events[key] = count and version << 64 | count << 32 | when
             else:
                 self._events.pop(key, None)
-        for uid, service in _SERVICES.decode(addition[4 + size :]).items():
-            if service is not None or self._base is not None:
-                self._services[uid] = service
+        states = _STATES.decode(addition[4 + size :])
+        self._states.update(states.services)
+        self._states.update(states.endpoints)
+        for uid in states.gone:
+            if self._base is not None:
+                self._states[uid] = None
             else:
-                self._services.pop(uid, None)
+                self._states.pop(uid, None)
 
     def expire(self, before_us: int) -> None:
         """Forgets the Events last written before a time."""
@@ -83,10 +97,18 @@ class Seen:
             _ENTRY.pack(key, packed >> 64, packed >> 32 & _COUNT_MAX, packed & _COUNT_MAX)
             for key, packed in self._events.items()
         )
-        return len(entries).to_bytes(4, "big") + entries + msgspec.msgpack.encode(self._services)
+        states = _States()
+        for uid, state in self._states.items():
+            if isinstance(state, Service):
+                states.services[uid] = state
+            elif isinstance(state, Endpoints):
+                states.endpoints[uid] = state
+            else:
+                states.gone.append(uid)
+        return len(entries).to_bytes(4, "big") + entries + msgspec.msgpack.encode(states)
 
 
-_SERVICES = msgspec.msgpack.Decoder(dict[str, Service | None])
+_STATES = msgspec.msgpack.Decoder(_States)
 NOTHING = Seen().encode()
 
 

@@ -120,6 +120,28 @@ class EndpointSlice(Object, frozen=True, gc=False):
     endpoints: list[Endpoint] | None = None
 
 
+class EndpointState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One endpoint of a slice, as far as a change of it is news. A missing condition `ready` counts as true."""
+
+    addresses: tuple[str, ...] = ()
+    kind: str = ""
+    name: str = ""
+    uid: str = ""
+    node: str = ""
+    ready: bool = True
+
+
+class Endpoints(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A slice of a Service's endpoints: what is remembered of it, to say who joined and who left."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    service: str
+    endpoints: tuple[EndpointState, ...] = ()
+
+
 # --- what is watched, and how far -------------------------------------------------------------
 
 
@@ -173,7 +195,7 @@ class News(msgspec.Struct, Generic[T], frozen=True, array_like=True, gc=False):
     """A change that is not a repeat.
 
     occurrences: for an Event, by how much its count grew since the last record of its UID; else 1.
-    previous: for a Service that was updated or deleted, what it was before (None when unknown).
+    previous: for a Service or Endpoints that were updated or deleted, what they were before (None when unknown).
     """
 
     type: str
@@ -183,12 +205,29 @@ class News(msgspec.Struct, Generic[T], frozen=True, array_like=True, gc=False):
     previous: T | None = None
 
 
+class Listed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Says that a chunk holds all that there is of a resource in one shard, so that what it lacks is gone.
+
+    version: the list's. namespace: "" is all but `excluded`.
+    """
+
+    resource: str
+    namespace: str
+    version: str
+    observed_us: int
+    shard: int
+    shards: int
+    excluded: tuple[str, ...] = ()
+
+
 class Changes(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A chunk of one page or one read of a watch: what concerns one shard of one cluster."""
 
     cluster: str
     events: list[Change[Event]] = []
     services: list[Change[Service]] = []
+    slices: list[Change[EndpointSlice]] = []
+    listed: Listed | None = None
 
 
 class NewsChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -197,9 +236,10 @@ class NewsChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cluster: str
     events: list[News[Event]] = []
     services: list[News[Service]] = []
+    endpoints: list[News[Endpoints]] = []
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.services)
+        return bool(self.events or self.services or self.endpoints)
 
 
 class Encoded(msgspec.Struct, frozen=True, array_like=True, gc=False):

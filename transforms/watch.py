@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,13 +26,16 @@ from transforms.carried import Process
 from transforms.coders import StructCoder, typed
 from transforms.decode import Decoder, Undecodable
 from transforms.kube import Frame, Resource
+from transforms.shards import shard_key, shard_of
 from transforms.types import (
     Change,
     Changes,
     DeadLetter,
+    EndpointSlice,
     Event,
     Gap,
-    ObjectReference,
+    Listed,
+    Object,
     Position,
     Progress,
     Service,
@@ -47,8 +49,10 @@ _LIST_WAIT_S = 0.5  # how long a call waits for the next page of a list that is 
 
 RESOURCES = {
     "events": Resource("v1", "events", bookmarks=False),
-    "services": Resource("v1", "services"),
+    "services": Resource("v1", "services", whole=True),
+    "endpointslices": Resource("discovery.k8s.io/v1", "endpointslices", whole=True),
 }
+_TYPES: dict[str, type[Object]] = {"events": Event, "services": Service, "endpointslices": EndpointSlice}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +151,13 @@ class FrameReader:
 
     def __init__(self, target: Target, shards: int, keep: Filter) -> None:
         self._target, self._shards, self._filter = target, shards, keep
-        self._decoder: Decoder[Any] = Decoder(Event if target.resource == "events" else Service)
+        self._decoder: Decoder[Any] = Decoder(_TYPES[target.resource])
 
     def decode(self, frame: Frame) -> tuple[list[Change[Any]], list[Undecodable]]:
         if frame.kind == "page":
-            changes, bad = self._decoder.page(frame.items[0], frame.received_us, frame.floor)
+            # a whole list says what is gone, so what is known already must stay in it
+            floor = "" if RESOURCES[self._target.resource].whole else frame.floor
+            changes, bad = self._decoder.page(frame.items[0], frame.received_us, floor)
         else:
             changes, bad = self._decoder.lines(frame.items, frame.received_us)
         if self._target.resource == "events":
@@ -161,36 +167,39 @@ class FrameReader:
             changes = [change for change in changes if change.object.metadata.namespace not in excluded]
         return changes, bad
 
-    def chunks(self, changes: list[Change[Any]]) -> Iterator[tuple[str, Changes]]:
+    def chunks(self, frame: Frame, changes: list[Change[Any]]) -> Iterator[tuple[str, Changes]]:
         """(shard key, chunk): all about one involved object has one shard, whichever the cluster's order."""
-        cluster = self._target.cluster
         by_shard: dict[int, list[Change[Any]]] = collections.defaultdict(list)
         if self._shards == 1:
             by_shard[0] = changes
         else:
             for change in changes:
                 by_shard[shard_of(change.object, self._shards)].append(change)
+        if self._is_whole(frame):
+            for shard in range(self._shards):
+                yield self._chunk(shard, by_shard[shard], self._listed(frame, shard))
+            return
         for shard, part in by_shard.items():
             if part:
-                events = self._target.resource == "events"
-                yield shard_key(cluster, shard), Changes(cluster, part, []) if events else Changes(cluster, [], part)
+                yield self._chunk(shard, part, None)
 
+    def _chunk(self, shard: int, part: list[Change[Any]], listed: Listed | None) -> tuple[str, Changes]:
+        field = "slices" if self._target.resource == "endpointslices" else self._target.resource
+        return shard_key(self._target.cluster, shard), Changes(self._target.cluster, **{field: part}, listed=listed)
 
-def shard_of(item: Event | Service, shards: int) -> int:
-    """The shard of an object: an Event's is that of the object it is about."""
-    if isinstance(item, Service):
-        identity = f"Service/{item.metadata.namespace}/{item.metadata.name}"
-    else:
-        identity = _identity(item.involved_object)
-    return zlib.crc32(identity.encode()) % shards
+    def _is_whole(self, frame: Frame) -> bool:
+        return frame.kind == "page" and frame.first and frame.last and RESOURCES[self._target.resource].whole
 
-
-def shard_key(cluster: str, shard: int) -> str:
-    return f"{cluster}/{shard:02d}"
-
-
-def _identity(involved: ObjectReference) -> str:
-    return f"{involved.kind}/{involved.namespace}/{involved.name}"
+    def _listed(self, frame: Frame, shard: int) -> Listed:
+        return Listed(
+            self._target.resource,
+            self._target.namespace,
+            frame.position.resource_version,
+            frame.received_us,
+            shard,
+            self._shards,
+            tuple(sorted(self._filter.exclude_namespaces)),
+        )
 
 
 # --- Beam -------------------------------------------------------------------------------------
@@ -276,8 +285,8 @@ class _WatchFn(beam.DoFn, _SpanProvider):
     def _outputs(
         self, target: Target, frame: Frame, changes: list[Change[Any]], bad: list[Undecodable]
     ) -> Iterator[Any]:
-        if changes:
-            yield from self._frame_readers[target].chunks(changes)
+        if target in self._frame_readers:
+            yield from self._frame_readers[target].chunks(frame, changes)
         for item in bad:
             letter = DeadLetter(target.cluster, target.resource, item.reason, item.data, frame.received_us)
             yield beam.pvalue.TaggedOutput("dead", letter)

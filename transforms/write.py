@@ -1,14 +1,21 @@
 """WriteBatches: batches → segments in the sink, each created under a name that no other has, or not at all.
 
-A segment is (partition, shard, sequence number). A name that is taken was written by a run that died, or by another
-job: the segment is read back, what it holds is dropped from the batch, and the next number is tried. So a replay adds
-nothing. Dead letters go to `_dead/`, under the checksum of their bytes.
+A segment is (partition, shard, sequence number). In a stream a name that is taken was written before a restored
+checkpoint, or by another job: the segment is read back, what it holds is dropped from the batch, and the next number is
+tried. So a replay adds nothing.
+
+In micro-batches a start has taken in what a dead run left (`orphans`), so a name that is taken is another job's. Each
+segment says in its gzip header which commit is to name it. Of the jobs that write for one commit only one gets to write
+it; it voids the names that it found taken, after that commit: what they held, it has read or will read itself.
+
+Dead letters go to `_dead/`, under the checksum of their bytes.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,10 +29,10 @@ from kubehistory import record_pb2
 
 from transforms import codec, layout
 from transforms.batch import decode_records
-from transforms.carried import Process
+from transforms.carried import Carried, Process
 from transforms.coders import typed
 from transforms.kube import newer
-from transforms.store import Store
+from transforms.store import FatalStoreError, NotFound, Store
 from transforms.types import DeadLetter, Encoded, Segment
 
 _DEAD_LETTERS = 1000  # at most in an object
@@ -35,12 +42,19 @@ _KEYS_REMEMBERED = 16  # partition keys whose found segments are not read again
 
 
 def write_batch(
-    store: Store, key: str, sequence: int, records: Iterable[Encoded], batch_size: int, found: list[int] | None = None
+    store: Store,
+    key: str,
+    sequence: int,
+    records: Iterable[Encoded],
+    batch_size: int,
+    found: list[int] | None = None,
+    commit: int = 0,
 ) -> tuple[list[Segment], int]:
     """Writes the records of a partition key, at most `batch_size` a segment; returns the segments and the next number.
 
     The segments include those that were found taken, as they are in the sink. The same records give the same segments.
     found: gets the numbers of those that hold more than these records: later batches may hold the rest.
+    commit: the number of the commit that is to name the segments; those found taken are then to be voided.
     Raises StoreError; what was written before it stays, and a repetition adds nothing to it.
     """
     partition, _, shard = key.rpartition("/")
@@ -50,11 +64,15 @@ def write_batch(
     while left:
         batch = left[:batch_size]
         data = codec.pack([record.data for record in batch])
+        if commit:
+            data = labelled(data, commit)
         path = codec.segment_name(partition, shard, sequence)
         sequence += 1
         if store.create(path, data):
             segments.append(Segment(path, len(batch), codec.checksum(data), len(data)))
             left = left[batch_size:]
+        elif commit and label_of(store.read(path)):
+            segments.append(voided(path))
         else:
             segment, taken = read_segment(store, path)
             segments.append(segment)
@@ -69,6 +87,41 @@ def read_segment(store: Store, path: str) -> tuple[Segment, list[record_pb2.Reco
     data = store.read(path)
     records = [record_pb2.Record.FromString(record) for record in codec.unpack(data)]
     return Segment(path, len(records), codec.checksum(data), len(data)), records
+
+
+_LABEL = re.compile(rb"\x1f\x8b\x08\x10.{6}commit (\d+)\0", re.DOTALL)
+_VOID = codec.pack([])
+
+
+def labelled(segment: bytes, commit: int) -> bytes:
+    """A segment with the number of its commit as the comment of its gzip header (RFC 1952), which readers skip."""
+    return segment[:3] + b"\x10" + segment[4:10] + b"commit %d\0" % commit + segment[10:]
+
+
+def label_of(segment: bytes) -> int:
+    """The number of the commit that a segment was written for; 0 when it doesn't say, as in a stream."""
+    match = _LABEL.match(segment)
+    return int(match[1]) if match else 0
+
+
+def voided(path: str) -> Segment:
+    """What a commit says of a name that another job took: it is to be an empty segment."""
+    return Segment(path, 0, codec.checksum(_VOID), len(_VOID))
+
+
+def void(store: Store, path: str) -> None:
+    """Puts an empty segment in the place of one that no commit names. The name stays taken, so none can use it again.
+
+    Only for the job that has written a commit which says so. Safe to repeat.
+    """
+    while True:
+        try:
+            if store.read(path) == _VOID:
+                return
+            store.delete(path)
+        except NotFound:
+            pass
+        store.create(path, _VOID)
 
 
 Written = dict[str, list[tuple[str, int, int]]]
@@ -120,16 +173,54 @@ def _identities(records: Iterable[Encoded] | Iterable[record_pb2.Record]) -> set
     return {(record.uid, record.resource_version) for record in records}
 
 
+def write_epoch(
+    carried: Carried, commit: int, key: str, sequence: int | None, records: Iterable[Encoded], batch_size: int
+) -> tuple[list[Segment], int]:
+    """`write_batch` for a commit, from the next number of its key on: `sequence`, or the carried one, or a new key's.
+
+    Without the records that a dead run wrote and a start took in.
+    """
+    records = [record for record in records if (record.uid, record.resource_version) not in carried.written]
+    if sequence is None:
+        sequence = carried.sequences.get(key)
+    if sequence is None:
+        sequence = open_partition(carried.store, key)
+    return write_batch(carried.store, key, sequence, records, batch_size, commit=commit)
+
+
+def open_partition(store: Store, key: str) -> int:
+    """The next number of a key that the chain says nothing of; notes that its partition is open before anything is there.
+
+    The marker holds the next numbers as they were then, by shard: what is beyond them and under no commit was left by a
+    run that died. It stays until the chain forgets the numbers.
+    """
+    partition, _, shard = key.rpartition("/")
+    numbers: dict[str, int] = {}
+    for entry in store.list(f"{partition}/"):
+        if name := codec.parse_segment(entry.path):
+            numbers[name[1]] = name[2] + 1
+    marker = layout.open_marker(partition)
+    if not store.create(marker, msgspec.json.encode(numbers)):
+        numbers = opened_numbers(store, marker)
+    return numbers.get(shard, 0)
+
+
+def opened_numbers(store: Store, marker: str) -> dict[str, int]:
+    """By shard, the next numbers of a partition when it was opened."""
+    try:
+        return msgspec.json.decode(store.read(marker) or b"{}", type=dict[str, int])
+    except msgspec.DecodeError as error:
+        raise FatalStoreError(f"{store.url}/{marker}: expected numbers by shard in JSON, got {error}") from error
+
+
 def first_sequence(
     store: Store, key: str, records: Sequence[Encoded], found: list[int] | None = None
 ) -> tuple[int, list[Encoded]]:
-    """The next number of a partition key of which no state is known, and what of the records is not there yet.
+    """In a stream: the next number of a partition key of which no state is known, and what of the records is not there.
 
-    Marks the partition as open first, so that a start after a crash looks into it (`layout.open_marker`). found: as in
-    `write_batch`.
+    found: as in `write_batch`.
     """
     partition, _, shard = key.rpartition("/")
-    store.create(layout.open_marker(partition), b"")
     sequence = 0
     left, given = list(records), _identities(records)
     for entry in store.list(f"{partition}/{shard}-"):
@@ -191,19 +282,18 @@ class _WriteFn(beam.DoFn):
         found: Any = beam.DoFn.StateParam(FOUND),
     ) -> Iterator[Segment]:
         key, chunks = element
-        store = self._carried.store
+        store, sequence = self._carried.store, following.read()
         records = [record for chunk in chunks for record in decode_records(chunk)]
-        if self._carried.written:
-            records = [r for r in records if (r.uid, r.resource_version) not in self._carried.written]
+        commit, taken = self._carried.commits.get(codec.cluster_of(key), 0), list[int]()
         with self._carried.failing():
-            sequence, taken = following.read(), list[int]()
-            if sequence is None:
-                sequence = self._carried.sequences.get(key)
-            if sequence is None:
-                sequence, records = first_sequence(store, key, records, taken)
-            elif earlier := set(found.read()):
-                records = subtract(records, self._written_in(store, key, earlier))
-            segments, sequence = write_batch(store, key, sequence, records, self._batch_size, taken)
+            if commit:
+                segments, sequence = write_epoch(self._carried, commit, key, sequence, records, self._batch_size)
+            else:
+                if sequence is None:
+                    sequence, records = first_sequence(store, key, records, taken)
+                elif earlier := set(found.read()):
+                    records = subtract(records, self._written_in(store, key, earlier))
+                segments, sequence = write_batch(store, key, sequence, records, self._batch_size, taken)
         for number in taken:
             found.add(number)
         following.write(sequence)

@@ -121,7 +121,7 @@ def test_flink_starts_as_deployed_with_a_read_only_root_file_system(tmp_path: Pa
         (tmp_path / file).write_text(settings(objects, file))
     port, rpc = free_port(), free_port()
     here = ["-Djobmanager.rpc.address=127.0.0.1", f"-Djobmanager.rpc.port={rpc}", "-Drest.address=127.0.0.1"]
-    here += [f"-Drest.port={port}", f"-Dio.tmp.dirs={tmp_path}", "-Dblob.server.port=0"]
+    here += [f"-Drest.port={port}", f"-Dio.tmp.dirs={tmp_path}", f"-Dweb.tmpdir={tmp_path}", "-Dblob.server.port=0"]
     here += [f"-Dtaskmanager.{name}.port=0" for name in ("rpc", "data")]
     here += ["-Dmetrics.internal.query-service.port=0"]
     prefix, started, http = read_only(tmp_path), list[Process](), urllib3.PoolManager(retries=False)
@@ -145,7 +145,7 @@ def test_flink_starts_as_deployed_with_a_read_only_root_file_system(tmp_path: Pa
             # jobmanager.sh takes the host and the web port first.
             more = ["127.0.0.1", str(port), *here] if name == "jobmanager" else here
             started.append(Process([*prefix, *command, *more], tmp_path / f"{name}.log", environment))
-        started[-1].wait_until(lambda: slots() == 2, 90)
+        started[0].wait_until(lambda: slots() == 2, 90)
     finally:
         for process in reversed(started):
             process.kill()

@@ -14,6 +14,7 @@ from runners.errors import RunnerError
 from tests.real.job import Jobs
 from tests.real.sink import History, LocalSink, assert_written
 from tests.servers.control_plane import ControlPlane
+from tests.servers.process import free_port
 
 
 def executable(path: Path, script: str = "#!/bin/sh\n") -> Path:
@@ -94,3 +95,34 @@ def test_a_job_on_prism_writes_each_event_once_and_ends_on_sigterm(
     history.wait_for_events(counts, 60)
     job.stop()
     assert_written(local, counts)
+
+
+@pytest.mark.real
+def test_a_job_through_any_job_api_uses_the_worker_pool_that_it_is_told(
+    jobs: Jobs, local: LocalSink, control_plane: ControlPlane, namespace: str
+) -> None:
+    created = control_plane.api.create_events(50, namespace=namespace)
+    counts = {uid: count for uid, (_, count) in created.items()}
+    with prism.worker_pool() as pool, prism.prism(prism.find()) as endpoint:
+        job = jobs.start(
+            local, runner="PortableRunner", job_endpoint=endpoint, environment_config=pool, batch_interval=1
+        )
+        History(local).wait_for_events(counts, 60)
+        job.stop()
+    assert_written(local, counts)
+
+
+@pytest.mark.real
+def test_a_runner_that_goes_away_is_one_line(jobs: Jobs, local: LocalSink, control_plane: ControlPlane) -> None:
+    with prism.worker_pool() as pool:
+        with prism.prism(prism.find()) as endpoint:
+            job = jobs.start(local, runner="PortableRunner", job_endpoint=endpoint, environment_config=pool)
+            job.wait_until_it_says("runs at", 60)
+        assert job.wait(60) == 1
+    assert "expected the runner to answer, got UNAVAILABLE" in job.stderr.splitlines()[-1]
+
+
+def test_nobody_at_the_job_endpoint_is_one_line(jobs: Jobs, local: LocalSink) -> None:
+    job = jobs.start(local, runner="PortableRunner", job_endpoint=f"localhost:{free_port()}", job_server_timeout=1)
+    assert job.wait(60) == 1
+    assert "expected a Job API at --job_endpoint localhost:" in job.stderr.splitlines()[-1]

@@ -289,14 +289,14 @@ def test_names_are_unique_and_none_is_made_of_a_lambda_or_a_line_of_a_file(proto
 MEMORY = (
     "00000020"  # 32 bytes of entries
     "000000000000000000000000000000ff000000000000010200000003000000" + "07"  # UID, version, count, when (s)
-    "81a173c0"  # Services, in msgpack
+    "93808091a173"  # Services, endpoints, and what is gone, in msgpack
 )
 
 
 def memory() -> Seen:
     seen = Seen(Seen())
     seen.saw_event("00000000-0000-0000-0000-0000000000ff", 258, 3, 7_000_000)
-    seen.saw_service("s", None)
+    seen.saw_state("s", None)
     return seen
 
 

@@ -218,17 +218,22 @@ class Job:
 
     def read(self, claims: int, window: int, bundles: int = 1) -> None:
         """One call of the source; what comes of it goes through the stages up to the batches, in so many bundles."""
+        for bundle in _parts(self._chunks(claims), bundles):
+            self._bundle(bundle, window)
+
+    def fail(self) -> None:
+        """A bundle that breaks off in the middle, and whose worker lives on."""
+        self._deduplicate.start_bundle()
+        for key, changes in self._chunks(1000):
+            list(self._deduplicate.process((key, changes), *self.state.seen[key]))
+
+    def _chunks(self, claims: int) -> list[Any]:
         tracker = Tracker(self.state.span, claims)
-        chunks = [
-            one.value
-            for one in self._watch.process(TARGET, tracker, ManualWatermarkEstimator(None))
-            if isinstance(one, TimestampedValue)
-        ]
+        outputs = list(self._watch.process(TARGET, tracker, ManualWatermarkEstimator(None)))
         assert tracker.check_done()
         assert tracker.residual is not None
         self.state.span = tracker.residual
-        for bundle in _parts(chunks, bundles):
-            self._bundle(bundle, window)
+        return [one.value for one in outputs if isinstance(one, TimestampedValue)]
 
     def _bundle(self, chunks: Sequence[Any], window: int) -> None:
         self._deduplicate.start_bundle()
@@ -292,6 +297,7 @@ steps = st.lists(
         st.tuples(st.just("flush"), st.integers(0, 5)),
         st.tuples(st.just("checkpoint")),
         st.tuples(st.just("back"), st.integers(0, 5), st.booleans(), st.booleans()),
+        st.tuples(st.just("fail")),
     ),
     max_size=40,
 )
@@ -315,6 +321,9 @@ def run(
             job.flush(*arguments)
         elif kind == "checkpoint":
             checkpoints.append(job.checkpoint())
+        elif kind == "fail":
+            job.fail()
+            job.restore(checkpoints[-1])
         else:
             number, new_worker, relists = arguments
             job.restore(checkpoints[-1 - number % len(checkpoints)])

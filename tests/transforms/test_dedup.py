@@ -167,7 +167,7 @@ def test_a_service_that_changed_in_what_no_record_shows_is_none():
     seen = Seen()
     told_services(seen, ("ADDED", service(10)))
     assert told_services(seen, ("MODIFIED", service(11, annotations={"note": "x"}))) == []
-    assert seen.service("s") == service(11)
+    assert seen.state("s") == service(11)
 
 
 def test_a_service_listed_again_is_none():
@@ -180,7 +180,7 @@ def test_a_service_that_is_gone_is_news_with_what_it_was():
     seen = Seen()
     told_services(seen, ("ADDED", service(10)))
     assert told_services(seen, ("DELETED", service(12))) == [News("DELETED", service(12), 5, 1, service(10))]
-    assert seen.service("s") is None
+    assert seen.state("s") is None
 
 
 def test_a_service_that_is_gone_and_was_never_seen_is_news_too():
@@ -212,23 +212,23 @@ def filled(*entries: tuple[str, int, int], base: Seen | None = None, at_us: int 
 
 def test_a_memory_looks_into_its_base_and_never_changes_it():
     base = filled(("a", 10, 1), ("b", 11, 2))
-    base.saw_service("s", service(5))
+    base.saw_state("s", service(5))
     before = base.encode()
     memory = filled(("a", 20, 3), base=base)
     memory.forget_event("b")
-    memory.saw_service("s", None)
+    memory.saw_state("s", None)
     assert [memory.event(uid) for uid in "abc"] == [(20, 3), None, None]
-    assert memory.service("s") is None
+    assert memory.state("s") is None
     assert base.encode() == before
     assert base.event("b") == (11, 2)
 
 
 def test_what_was_forgotten_goes_where_it_is_merged():
     base = filled(("a", 10, 1), ("b", 11, 2))
-    base.saw_service("s", service(5))
+    base.saw_state("s", service(5))
     memory = Seen(base)
     memory.forget_event("b")
-    memory.saw_service("s", None)
+    memory.saw_state("s", None)
     base.merge(memory.encode())
     assert len(base) == 1
     assert base.encode() == filled(("a", 10, 1)).encode()
@@ -245,14 +245,14 @@ def test_expire_forgets_what_was_last_written_before():
 
 def test_an_encoded_memory_is_these_bytes():
     seen = filled(("00000000-0000-0000-0000-0000000000ff", 258, 3), at_us=7 * SECOND)
-    seen.saw_service("s", None)
+    seen.saw_state("s", None)
     assert seen.encode().hex() == (
         "00000020"  # 32 bytes of entries
         "000000000000000000000000000000ff"  # the UID
         "0000000000000102"  # its version
         "00000003"  # its count
         "00000007"  # when
-        "81a173c0"  # {"s": nil} in msgpack
+        "93808091a173"  # no Services, no endpoints, and that "s" is gone, in msgpack
     )
 
 
@@ -274,13 +274,13 @@ def memory_of(several, base: Seen | None = None) -> Seen:
         elif kind == "forget":
             seen.forget_event(*arguments)
         else:
-            seen.saw_service(*arguments)
+            seen.saw_state(*arguments)
     return seen
 
 
 def content(seen: Seen):
     keys = ["a", "b", str(uuid.UUID(int=3)), str(uuid.UUID(int=4))]
-    return [(seen.event(uid), seen.service(uid)) for uid in keys]
+    return [(seen.event(uid), seen.state(uid)) for uid in keys]
 
 
 @given(steps, steps, steps)

@@ -415,10 +415,11 @@ def test_once_does_not_wait_for_who_refuses():
     assert len(connection.asked) == 1
 
 
-def test_a_list_from_the_watch_cache_is_not_older_than_what_is_known():
-    follow, connection, _ = follower(page(version=12), resource=SERVICES, position=relist(watching("9")), once=True)
+def test_a_resource_that_is_read_whole_is_asked_for_without_a_limit():
+    whole = Resource("v1", "services", whole=True)
+    follow, connection, _ = follower(page(version=12), resource=whole, position=relist(watching("9")), once=True)
     list(follow.frames())
-    assert connection.lists == [{"limit": 1000, "resourceVersion": "9", "resourceVersionMatch": "NotOlderThan"}]
+    assert connection.lists == [{"resourceVersion": 0, "resourceVersionMatch": "NotOlderThan"}]
 
 
 def test_who_is_refused_again_after_having_been_let_in_tells_another_gap():

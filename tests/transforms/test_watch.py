@@ -105,8 +105,9 @@ def test_all_about_one_object_is_in_one_shard_in_its_order(items, shards):
     for one, (pod, _) in zip(events, items, strict=True):
         one["involvedObject"] = one["involvedObject"] | {"name": pod}
     reader = FrameReader(TARGET, shards, Filter())
-    changes, _ = reader.decode(frame("page", *page(*events)))
-    chunks = list(reader.chunks(changes))
+    listed = frame("page", *page(*events))
+    changes, _ = reader.decode(listed)
+    chunks = list(reader.chunks(listed, changes))
     assert len({key for key, _ in chunks}) == len(chunks)
     of_pod: dict[str, set[str]] = {}
     for key, chunk in chunks:
