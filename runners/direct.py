@@ -162,7 +162,7 @@ class DirectJob:
         reader = FrameReader(target, 1, self._config.keep)
         for frame in follower.frames():
             if frame.kind == "page":
-                for _, changes in reader.chunks(frame, reader.decode(frame)[0]):
+                for _, changes in reader.chunks(reader.decode(frame)[0], frame):
                     news_of(changes, self._carried.seen(target.cluster))
                 history.positions[target.key] = frame.position
         why = "--delivery no-duplicates: it is not known what was written, so what was there counts as written"

@@ -196,7 +196,7 @@ def submit(config: JobConfig, options: PipelineOptions, build: Build) -> FlinkJo
     except RunnerError:
         raise
     except Exception as error:  # of gRPC, of the Java process: nothing else tells them apart
-        raise RunnerError(f"expected the job server {jar} to submit the job, got {brief(error)}") from error
+        raise RunnerError(f"expected the job server {jar} to submit the job, got {portable.reason(error)}") from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
     _LOG.info("job %s (%s) runs on %s; python -m runners.flink shows and stops it", job.name, job.id, flink.master)

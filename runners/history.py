@@ -55,10 +55,10 @@ class Epoch:
 class History:
     """One cluster's chain as this job writes it: where it goes on, and what it has committed since.
 
-    Guarantees, for a death at any instant and for two jobs by mistake: what the chain names holds every identity once and
-    every occurrence once; a segment that it does not name is taken in or voided at a start, when its name is met, or every
-    `commit.KEEP` commits. Not guaranteed: that a job which was halted for longer than twice the event TTL while another
-    went on leaves nothing behind; `verify` finds it.
+    Guarantees, for a death at any instant and for two jobs by mistake: what the chain names holds every identity once
+    and every occurrence once; a segment that it does not name is taken in or voided at a start, when its name is met,
+    or every `commit.KEEP` commits. Not guaranteed: that a job which was halted for longer than twice the event TTL
+    while another went on leaves nothing behind; `verify` finds it.
     Raises ChainError where the chain can't be gone on from, or is written by another job; StoreError.
     """
 
@@ -78,8 +78,8 @@ class History:
     def open(self) -> bool:
         """Reads the chain and takes in what a dead run left beyond it; False when there is no chain yet.
 
-        unknown_since_us is then None, or from when on it is not known what of the cluster's Events was written: there is
-        data (0), but no chain to it; or the chain is another cluster's.
+        unknown_since_us is then None, or from when on it is not known what of the cluster's Events was written: there
+        is data (0), but no chain to it; or the chain is another cluster's.
         """
         state = commit.read_state(self._store, self.cluster)
         for number, why in state.passed.items():
@@ -161,7 +161,7 @@ class History:
         self.positions, self._found, self._passed, self._written = after, [], [], set(written)
         self.committed_at = time.monotonic()
         if base:
-            commit.compact(self._store, self.cluster, self._base)
+            commit.compact(self._store, self.cluster, self._base, commit.KEEP)
             for partition in closed:
                 self._store.delete(layout.open_marker(partition))
             self._base = self._number
@@ -225,12 +225,12 @@ class History:
                 segments.append(voided(orphan.segment.path))
                 segments += self._rewrite(_key_of(orphan.segment.path)[0], right, sequences)
             self._remember(right, addition)
-        if segments or sequences:
+        if left:
             _LOG.warning("%s: took in %d segments that a run left without a commit", self.cluster, len(segments))
             epoch.seen[self.cluster] = [addition.encode()]
-            base, self._seen = self._seen, seen
+            carried, self._seen = self._seen, seen
             self.commit(epoch)
-            self._seen = base
+            self._seen = carried
 
     def _rewrite(self, key: str, records: Sequence[record_pb2.Record], sequences: dict[str, int]) -> Sequence[Segment]:
         encoded = [Encoded(r.time_us, r.uid, r.resource_version, r.SerializeToString()) for r in records]
@@ -248,11 +248,13 @@ class History:
                     seen.saw_event(record.uid, version, record.count, record.observed_time_us)
             elif record.kind != record_pb2.GAP:
                 self._written.add((record.uid, record.resource_version))
+                if record.service_change.change == record_pb2.ServiceChange.DELETED:
+                    seen.saw_state(record.uid, None)
 
     # --- a commit ---
 
     def _stale(self) -> list[Segment]:
-        """The names that other jobs have taken beyond this one's numbers, to be voided, before numbers are forgotten."""
+        """The names that other jobs have taken beyond this one's numbers, to be voided."""
         stale = []
         for path in orphans.beyond(self._store, self.cluster, self._own_sequences()):
             orphan = orphans.read(self._store, path)
@@ -275,9 +277,9 @@ class History:
         return {key: number for key, number in self._carried.sequences.items() if key.startswith(prefix)}
 
     def _close_partitions(self, now_us: int) -> set[str]:
-        """Forgets the segment numbers of hours long gone (a late record finds them by listing); returns their partitions.
+        """Forgets the segment numbers of hours long gone; returns their partitions. A late record opens one anew.
 
-        Their markers go after the commit without the numbers: a start that finds one still there finds by the segments'
+        Their markers go after the commit without the numbers: a start that finds one still there sees by the segments'
         labels that commits name them.
         """
         newest = codec.partition(self.cluster, now_us - 2 * self._event_ttl_us)
@@ -299,7 +301,7 @@ def _is_ahead(version: str, positions: dict[str, Position]) -> bool:
         any(
             position.listing or newer(version, position.resource_version)
             for key, position in positions.items()
-            if key.split("/")[1] != "events"
+            if key.rsplit("/", 2)[1] != "events"
         )
         or not positions
     )

@@ -54,7 +54,7 @@ def run(config: JobConfig, options: PipelineOptions, build: Build) -> None:
         except Exception as error:
             raise RunnerError(
                 f"expected a Job API at --job_endpoint {portable.job_endpoint} to take the job, got "
-                f"{_details(error) if isinstance(error, grpc.RpcError) else brief(error)}; start a job server there"
+                f"{reason(error)}; start a job server there"
             ) from error
         _LOG.info("runs at %s", portable.job_endpoint)
         wait(result, stopping, config.run_for_s)
@@ -119,7 +119,7 @@ def wait(result: Any, stopping: threading.Event, run_for_s: float = 0.0) -> None
                 raise RunnerError(f"expected the job to go on for ever, got {state}: {last_error(result)}")
         result.cancel()
     except grpc.RpcError as error:
-        raise RunnerError(f"expected the runner to answer, got {_details(error)}; see what became of it") from error
+        raise RunnerError(f"expected the runner to answer, got {reason(error)}; see what became of it") from error
 
 
 def listen(result: Any) -> None:
@@ -133,8 +133,9 @@ def last_error(result: Any) -> str:
     return brief(result._last_error_message())
 
 
-def _details(error: grpc.RpcError) -> str:
-    return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.Call) else brief(error)
+def reason(error: Exception) -> str:
+    """Why a call of the Job API failed, in one line: an error of gRPC is many lines."""
+    return f"{error.code().name}: {brief(error.details())}" if isinstance(error, grpc.Call) else brief(error)
 
 
 def brief(error: object) -> str:

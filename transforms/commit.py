@@ -1,12 +1,12 @@
 """The commit chain: what each epoch read and wrote, so that a start knows where to go on and a reader what is complete.
 
 A commit is one small object, created under the number after the newest: of two jobs only one can. It names the commit
-before it by checksum, the positions before and after, the segments with counts and checksums, the gaps, and what a start
-needs: the keyed state that the epoch added, or all of it every so often (`base`), and the next segment numbers. Older
-commits are folded, without their keyed state, into archives, which `links` walks as if they were commits still.
+before it by checksum, the positions before and after, the segments with counts and checksums, the gaps, and what a
+start needs: the keyed state that the epoch added, or all of it every so often (`base`), and the next segment numbers.
+Older commits are folded, without their keyed state, into archives, which `links` walks as if they were commits still.
 
-Guarantees: of the jobs that try to write a number one succeeds, so what the chain names was written by one job after the
-other, each from the state that the one before it left. Nothing is deleted from the chain before it is in an archive.
+Guarantees: of the jobs that try to write a number one succeeds, so what the chain names was written by one job after
+the other, each from the state that the one before left. Nothing is deleted from the chain before an archive has it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     number: from 1, without holes. previous: the checksum of the commit before; "" for the first.
     before, after: the positions by target key. from_us, to_us: when the epoch began and ended.
-    segments: what the epoch wrote, and with a count of 0 the names that another job took, which are voided (`write.void`).
+    segments: what the epoch wrote; and, with a count of 0, the names that another job took, which are voided.
     found: objects that are there under no commit, such as those from before the chain began.
     passed: the numbers of damaged commits that this one does not build on.
     """
@@ -108,7 +108,7 @@ def decode_archive(data: bytes) -> list[Link]:
 
 
 def read_state(store: Store, cluster: str) -> State:
-    """Reads the newest valid commit, and what is before it back to its base. Newer ones that are damaged are passed over.
+    """Reads the newest valid commit, and those before it back to its base. Newer ones, if damaged, are passed over.
 
     Raises ChainError when commits are there and none can be gone on from; StoreError.
     """
@@ -134,8 +134,8 @@ def read_state(store: Store, cluster: str) -> State:
             break
     if (numbers and not (newest_first and newest_first[-1].base)) or (not numbers and _archives(store, cluster)):
         raise ChainError(
-            f"{directory}: expected a commit with the whole keyed state among {len(numbers)} commits, found none that is "
-            f"whole; {_ADVICE}"
+            f"{directory}: expected a commit with the whole keyed state among {len(numbers)} commits, found none that "
+            f"is whole; {_ADVICE}"
         )
     state.since_base = len(newest_first)
     state.base = newest_first[-1].number if newest_first else 0
@@ -165,6 +165,17 @@ def taken(store: Store, path: str) -> ChainError:
         f"{store.url}/{path}: expected to be the only job that writes this cluster's history, but another job has "
         "written this commit; this one stops, nothing is lost: stop one of them, or give each its own --cluster"
     )
+
+
+def read_taken(store: Store, path: str) -> bytes:
+    """The segment of a name that was found taken. Raises ChainError when it has gone: another job is voiding it."""
+    try:
+        return store.read(path)
+    except NotFound as error:
+        raise ChainError(
+            f"{store.url}/{path}: expected the segment that was there a moment ago, but another job has removed it; this "
+            "one stops, nothing is lost: stop one of them, or give each its own --cluster"
+        ) from error
 
 
 def compact(store: Store, cluster: str, before: int, keep: int = KEEP) -> None:

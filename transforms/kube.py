@@ -441,9 +441,10 @@ class Reader:
                 if not self._frames:
                     return
                 frame = self._frames.popleft()
+                if self.full:
+                    self._changed.notify_all()  # the reader waits for room
                 self.waiting -= frame.count
                 self.next = frame.position
-                self._changed.notify_all()
             count += frame.count
             yield frame
 
@@ -467,10 +468,14 @@ class Reader:
                         self._changed.wait()
                     if self._stopped:
                         return
+                    # Who waits looks for the first frame, a full buffer, or the end of a list; to wake it for each
+                    # line of a busy watch would cost more than to read the line.
+                    worth_a_look = not self._frames or not self.caught_up
                     self._frames.append(frame)
                     self.waiting += frame.count
                     self.caught_up = self.caught_up or frame.last or frame.kind == "gap"
-                    self._changed.notify_all()
+                    if worth_a_look or self.full:
+                        self._changed.notify_all()
         except Exception as error:
             self.error = error
         finally:

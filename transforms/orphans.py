@@ -1,15 +1,16 @@
 """What runs that died left in the sink under no commit: finding it, and what of it the history is to keep.
 
-The rule: a run writes segments for the commit after the newest that it knows. When that commit is in the chain and does
-not name them, another job wrote it; that job has read what they hold, or will, so they are `stale` and are voided. When it
-is not in the chain, the run died before it, and the next start takes them in (`left`). It holds what they say against what
-the chain knows (`settle`): a crash may have left the later of two records of an Event and not the earlier, and two jobs
-may have written the same.
+The rule: a run writes segments for the commit after the newest that it knows, and they say so. When that commit is in
+the chain and does not name them, another job wrote it; that job has read what they hold, or will: so they are stale,
+and are voided. When it is not in the chain, the run died before it, and the next start takes them in. It holds what
+they say against what the chain knows (`settle`): a crash may have left the later of two records of an Event and not the
+earlier, and two jobs may have written the same.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -49,13 +50,11 @@ def beyond(store: Store, cluster: str, sequences: Mapping[str, int]) -> Iterator
 
 
 def read(store: Store, path: str) -> Orphan:
-    """Raises StoreError."""
-    data = store.read(path)
+    """Raises ChainError, StoreError."""
+    data = commit.read_taken(store, path)
     records: list[Record] | None = None
-    try:
+    with contextlib.suppress(codec.CodecError, DecodeError):
         records = [Record.FromString(record) for record in codec.unpack(data)]
-    except (codec.CodecError, DecodeError):
-        pass
     segment = Segment(path, len(records or ()), codec.checksum(data), len(data))
     return Orphan(segment, records, label_of(data))
 

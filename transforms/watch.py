@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -44,6 +44,7 @@ from transforms.types import (
 
 # --- API --------------------------------------------------------------------------------------
 
+_CHUNK = 500  # changes that a watch brought one by one go on together
 _POLL_S = 0.5  # how soon a stream looks again at a reader that had nothing
 _LIST_WAIT_S = 0.5  # how long a call waits for the next page of a list that is in progress
 
@@ -154,6 +155,9 @@ class FrameReader:
         self._decoder: Decoder[Any] = Decoder(_TYPES[target.resource])
 
     def decode(self, frame: Frame) -> tuple[list[Change[Any]], list[Undecodable]]:
+        """The changes of a frame that pass the filter, and what could not be decoded."""
+        if frame.kind not in ("page", "lines"):
+            return [], []
         if frame.kind == "page":
             # a whole list says what is gone, so what is known already must stay in it
             floor = "" if RESOURCES[self._target.resource].whole else frame.floor
@@ -167,17 +171,20 @@ class FrameReader:
             changes = [change for change in changes if change.object.metadata.namespace not in excluded]
         return changes, bad
 
-    def chunks(self, frame: Frame, changes: list[Change[Any]]) -> Iterator[tuple[str, Changes]]:
-        """(shard key, chunk): all about one involved object has one shard, whichever the cluster's order."""
+    def chunks(self, changes: list[Change[Any]], page: Frame | None = None) -> Iterator[tuple[str, Changes]]:
+        """(shard key, chunk): all about one involved object has one shard, whichever the cluster's order.
+
+        page: the frame that the changes are of, where it is a list's; a whole list goes to every shard.
+        """
         by_shard: dict[int, list[Change[Any]]] = collections.defaultdict(list)
         if self._shards == 1:
             by_shard[0] = changes
         else:
             for change in changes:
                 by_shard[shard_of(change.object, self._shards)].append(change)
-        if self._is_whole(frame):
+        if page is not None and self._is_whole(page):
             for shard in range(self._shards):
-                yield self._chunk(shard, by_shard[shard], self._listed(frame, shard))
+                yield self._chunk(shard, by_shard[shard], self._listed(page, shard))
             return
         for shard, part in by_shard.items():
             if part:
@@ -251,18 +258,28 @@ class _WatchFn(beam.DoFn, _SpanProvider):
     ) -> Iterator[tuple[str, Changes]]:
         position = tracker.current_restriction().position
         reader = self._readers.reader(target, RESOURCES[target.resource], position)
+        frames = self._frame_reader(target)
         read = 0
         kinds: set[tuple[str, str]] = set()
+        heard: list[Change[Any]] = []
         for frame in reader.take(self._limit, _LIST_WAIT_S):
-            if not tracker.try_claim(frame.position):
+            claimed = tracker.try_claim(frame.position)
+            if heard and (not claimed or frame.kind != "lines" or len(heard) >= _CHUNK):
+                yield from self._emit(frames.chunks(heard), position, watermark)
+                heard = []
+            if not claimed:
                 return
             position = frame.position
-            changes, bad = self._read(target, frame)
+            changes, bad = frames.decode(frame)
             read += len(changes) + len(bad)
-            for output in self._outputs(target, frame, changes, bad):
-                yield output if self._bounded else _stamped(output, frame.received_us, watermark)
-            if target.resource == "events":
-                kinds.update((c.object.involved_object.api_version, c.object.involved_object.kind) for c in changes)
+            kinds.update(kinds_of(changes))
+            if frame.kind == "lines":
+                heard += changes
+            else:
+                yield from self._emit(frames.chunks(changes, frame), position, watermark)
+            yield from self._emit(_tagged(target, frame, bad), position, watermark)
+        if heard:
+            yield from self._emit(frames.chunks(heard), position, watermark)
         if reader.error:
             raise reader.error
         if self._bounded:
@@ -275,24 +292,29 @@ class _WatchFn(beam.DoFn, _SpanProvider):
         watermark.set_watermark(not_before(Timestamp.now(), watermark))
         tracker.defer_remainder(Duration(seconds=0.0 if reader.waiting else _POLL_S))
 
-    def _read(self, target: Target, frame: Frame) -> tuple[list[Change[Any]], list[Undecodable]]:
-        if frame.kind not in ("page", "lines"):
-            return [], []
+    def _frame_reader(self, target: Target) -> FrameReader:
         if target not in self._frame_readers:
             self._frame_readers[target] = FrameReader(target, self._shards, self._filter)
-        return self._frame_readers[target].decode(frame)
+        return self._frame_readers[target]
 
-    def _outputs(
-        self, target: Target, frame: Frame, changes: list[Change[Any]], bad: list[Undecodable]
-    ) -> Iterator[Any]:
-        if target in self._frame_readers:
-            yield from self._frame_readers[target].chunks(frame, changes)
-        for item in bad:
-            letter = DeadLetter(target.cluster, target.resource, item.reason, item.data, frame.received_us)
-            yield beam.pvalue.TaggedOutput("dead", letter)
-        if frame.kind == "gap":
-            gap = Gap(target, frame.since_us, frame.received_us, frame.items[0].decode())
-            yield beam.pvalue.TaggedOutput("gaps", gap)
+    def _emit(self, outputs: Iterable[Any], position: Position, watermark: Any) -> Iterator[Any]:
+        for output in outputs:
+            yield output if self._bounded else _stamped(output, position.time_us, watermark)
+
+
+def kinds_of(changes: Sequence[Change[Any]]) -> set[tuple[str, str]]:
+    """(apiVersion, kind) of the objects that events are about."""
+    events = (change.object for change in changes if isinstance(change.object, Event))
+    return {(event.involved_object.api_version, event.involved_object.kind) for event in events}
+
+
+def _tagged(target: Target, frame: Frame, bad: Sequence[Undecodable]) -> Iterator[Any]:
+    """What a frame brought beside objects: dead letters, and a gap."""
+    for item in bad:
+        letter = DeadLetter(target.cluster, target.resource, item.reason, item.data, frame.received_us)
+        yield beam.pvalue.TaggedOutput("dead", letter)
+    if frame.kind == "gap":
+        yield beam.pvalue.TaggedOutput("gaps", Gap(target, frame.since_us, frame.received_us, frame.items[0].decode()))
 
 
 def _stamped(output: Any, received_us: int, watermark: Any) -> Any:

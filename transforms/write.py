@@ -31,6 +31,7 @@ from transforms import codec, layout
 from transforms.batch import decode_records
 from transforms.carried import Carried, Process
 from transforms.coders import typed
+from transforms.commit import read_taken
 from transforms.kube import newer
 from transforms.store import FatalStoreError, NotFound, Store
 from transforms.types import DeadLetter, Encoded, Segment
@@ -71,7 +72,7 @@ def write_batch(
         if store.create(path, data):
             segments.append(Segment(path, len(batch), codec.checksum(data), len(data)))
             left = left[batch_size:]
-        elif commit and label_of(store.read(path)):
+        elif commit and label_of(read_taken(store, path)):
             segments.append(voided(path))
         else:
             segment, taken = read_segment(store, path)
@@ -189,10 +190,10 @@ def write_epoch(
 
 
 def open_partition(store: Store, key: str) -> int:
-    """The next number of a key that the chain says nothing of; notes that its partition is open before anything is there.
+    """The next number of a key of which the chain says nothing. Notes first that its partition is open.
 
-    The marker holds the next numbers as they were then, by shard: what is beyond them and under no commit was left by a
-    run that died. It stays until the chain forgets the numbers.
+    The marker holds the next numbers as they are now, by shard: what is later found beyond them, and under no commit,
+    was left by a run that died. It stays until the chain forgets the partition's numbers.
     """
     partition, _, shard = key.rpartition("/")
     numbers: dict[str, int] = {}

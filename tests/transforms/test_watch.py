@@ -107,7 +107,7 @@ def test_all_about_one_object_is_in_one_shard_in_its_order(items, shards):
     reader = FrameReader(TARGET, shards, Filter())
     listed = frame("page", *page(*events))
     changes, _ = reader.decode(listed)
-    chunks = list(reader.chunks(listed, changes))
+    chunks = list(reader.chunks(changes, listed))
     assert len({key for key, _ in chunks}) == len(chunks)
     of_pod: dict[str, set[str]] = {}
     for key, chunk in chunks:
