@@ -109,37 +109,43 @@ class DirectJob:
             self._heartbeat.unlink(missing_ok=True)  # a dead run's says nothing of this one
         self._carried.store.check()
         self._carried.store.create(layout.SCHEMA, codec.descriptor_set())
-        for cluster in self._config.clusters:
-            connection = self._readers.connection(cluster.name)
-            history = History(
-                self._carried,
-                cluster.name,
-                connection.identity(),
-                self._run_id,
-                self._config.settings.timing.event_ttl_s,
-            )
-            known = history.open()
-            self._histories[cluster.name] = history
-            saved = self._saved_facts[cluster.name] = SavedFacts(self._carried.store, cluster.name)
-            if known and (facts := saved.load()) is not None:
-                self._carried.know(cluster.name, facts)
-            targets = [
-                Target(cluster.name, resource, namespace)
-                for resource in RESOURCES
-                for namespace in self._config.namespaces or ("",)
-            ]
-            self._check_rights([target for target in targets if target.resource == "events"])
-            self._targets += targets
-            if history.unknown_since_us is not None and self._config.delivery == "no-duplicates":
-                for target in targets:
-                    self._take_as_written(history, target)
-            _LOG.info(
-                "%s: %s the history of %s", cluster.name, "goes on with" if known else "begins", connection.server
-            )
+        errors = [error for cluster in self._config.clusters if (error := self._begin(cluster.name))]
+        if len(errors) == len(self._config.clusters):
+            raise errors[0]
+        for error in errors:
+            _LOG.warning("%s; the other clusters don't wait for it", error)
         self._carry_positions()
         for target in self._targets:
             self._readers.reader(target, RESOURCES[target.resource], self._carried.positions[target.key])
         self._graph = self._serialized_graph()
+
+    def _begin(self, cluster: str) -> KubeError | None:
+        """Opens one cluster's history; returns why the cluster can't be read, where it can't."""
+        connection = self._readers.connection(cluster)
+        targets = [
+            Target(cluster, resource, namespace)
+            for resource in RESOURCES
+            for namespace in self._config.namespaces or ("",)
+        ]
+        identity, failed = "", None
+        try:
+            identity = connection.identity()
+            self._check_rights([target for target in targets if target.resource == "events"])
+        except KubeError as error:
+            failed = error
+        history = History(self._carried, cluster, identity, self._run_id, self._config.event_ttl_s)
+        known = history.open()
+        self._histories[cluster] = history
+        saved = self._saved_facts[cluster] = SavedFacts(self._carried.store, cluster)
+        if known and (facts := saved.load()) is not None:
+            self._carried.know(cluster, facts)
+        self._targets += targets
+        if failed is None:
+            if history.unknown_since_us is not None and self._config.delivery == "no-duplicates":
+                for target in targets:
+                    self._take_as_written(history, target)
+            _LOG.info("%s: %s the history of %s", cluster, "goes on with" if known else "begins", connection.server)
+        return failed
 
     def _check_rights(self, events: Sequence[Target]) -> None:
         """Raises KubeError when a cluster's events can be read nowhere."""
@@ -191,7 +197,8 @@ class DirectJob:
     def _wait(self) -> bool:
         """Waits until an epoch is due; False when there is to be no more but what the readers hold."""
         if not self._last_epoch:
-            self._readers.wait(lambda: self._due() or all(r.caught_up for r in self._sources()), self._left())
+            ready = min(self._left(), self._config.batch_interval_s)
+            self._readers.wait(lambda: self._due() or all(r.caught_up for r in self._sources()), ready)
         else:
             quiet = self._last_epoch + min(_QUIET_S, self._config.snapshot_interval_s) - time.monotonic()
             if self._readers.wait(lambda: self._due() or self._anything(), min(self._left(), quiet)):

@@ -208,6 +208,8 @@ class History:
         for orphan in left:
             key, number = _key_of(orphan.segment.path)
             sequences[key] = max(number + 1, sequences.get(key, 0))
+            if orphan.segment == voided(orphan.segment.path):
+                continue  # by a commit whose partition was closed since
             if orphan.records is None:
                 _LOG.warning("%s is not a segment; it is left as it is", orphan.segment.path)
                 self._found.append(orphan.segment.path)

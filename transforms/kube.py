@@ -34,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io,application/json"
 # What msgspec raises for bytes that are no JSON, not of the type, not UTF-8, or nested too deep.
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_PASSING_FAILURES = 3  # in a row that may be a hiccup: nobody gives up to wait for less
+_RETRY_AFTER_CAP_S = 300.0  # however long a server asks to be left alone
 _METADATA_WATCH = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io,application/json"
 
 
@@ -213,6 +215,7 @@ class Follower:
     once: bool = False
     selector: str = ""
     refusable: bool = False
+    failing: bool = False
     stopped: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
@@ -240,6 +243,7 @@ class Follower:
                 if error.refused and self.refusable:
                     raise
                 pause = backoff.after(error)
+                self.failing = backoff.failures > _PASSING_FAILURES
                 if error.gone:
                     self.position = relist(self.position)
                 elif error.refused and not refused:
@@ -268,6 +272,9 @@ class Follower:
                     "the outage was longer than the event TTL: what came and expired in it is not known", now_us
                 )
             token, version = head.metadata.continue_, head.metadata.resource_version
+            if not self.resource.bookmarks and newer(self.position.floor, version):
+                yield self._gap(f"the cluster went back from version {self.position.floor} to {version}", now_us)
+                self.position = msgspec.structs.replace(self.position, floor="")
             floor = self.position.floor
             if token:
                 self.position = msgspec.structs.replace(
@@ -284,6 +291,7 @@ class Follower:
         accept = METADATA_ONLY if self.resource.metadata_only else "application/json"
         path = self.resource.path(self.target.namespace)
         body = _body(self.connection.get(path, self._selected(query), accept), self.connection.server)
+        self.failing = False
         try:
             return body, _PAGE_HEAD.decode(body)
         except UNDECODABLE as error:
@@ -306,6 +314,7 @@ class Follower:
         path = self.resource.path(self.target.namespace)
         begun, anything = self.clock(), False
         self.response = response = self.connection.get(path, self._selected(query), accept, silence_s)
+        self.failing = False
         try:
             if self.stopped():  # after `response` is there for who stops us to end it: one of both sees the other
                 return
@@ -379,7 +388,7 @@ class Backoff:
         now = self._clock()
         self.failures = 1 if now - self._last > self._timing.healthy_s else self.failures + 1
         pause = min(self._timing.backoff_cap_s, self._timing.backoff_s * 2 ** min(self.failures - 1, 16))
-        pause = max(pause * self._uniform(0.5, 1.0), error.retry_after_s)
+        pause = max(pause * self._uniform(0.5, 1.0), min(error.retry_after_s, _RETRY_AFTER_CAP_S))
         self._last = now + pause
         return pause
 
@@ -423,6 +432,11 @@ class Reader:
         follower.sleep = self._sleep
         self._thread = threading.Thread(target=self._run, name=f"watch {follower.target.key}", daemon=True)
         self._thread.start()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last requests failed, several in a row."""
+        return self._follower.failing
 
     @property
     def full(self) -> bool:
@@ -685,7 +699,7 @@ def _error_of(response: urllib3.BaseHTTPResponse, server: str, path: str) -> Kub
         status = _LineObject(message=body[:200].decode(errors="replace"))
     advice = {
         401: "; the credentials are missing, wrong or expired",
-        403: "; the credentials need get, list and watch on it",
+        403: "; the credentials need list and watch on it",
     }.get(response.status, "")
     try:
         retry_after = float(response.headers.get("Retry-After", 0))

@@ -84,7 +84,11 @@ class SnapshotReader:
         while True:
             for target, reader in list(self._followed.items()):
                 self._take(target, reader)
-            missing = [reader for reader in self._followed.values() if not reader.caught_up or reader.waiting]
+            missing = [
+                reader
+                for reader in self._followed.values()
+                if reader.waiting or not (reader.caught_up or reader.failing)
+            ]
             if not missing or self._clock() >= until:
                 break
             self._readers.wait(functools.partial(self._moved, missing), until - self._clock())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,17 @@ import yaml
 from apache_beam.options.pipeline_options import FlinkRunnerOptions
 
 from pipeline.options import config_of, parse
-from tests.deploy.kustomize import OVERLAYS, Object, built, containers, of_kind, pod_templates, settings
+from tests.deploy.kustomize import (
+    DEPLOY,
+    OVERLAYS,
+    Object,
+    build,
+    built,
+    containers,
+    of_kind,
+    pod_templates,
+    settings,
+)
 from tests.servers.api import ApiError
 from tests.servers.control_plane import ControlPlane
 
@@ -69,11 +80,17 @@ def test_pod_security_admits_every_pod_as_restricted(server: ControlPlane, overl
 
 
 @pytest.mark.real
-def test_the_optional_roles_for_custom_kinds_are_taken(server: ControlPlane) -> None:
-    folder = Path(__file__).parents[2] / "deploy" / "rbac" / "custom-kinds"
-    for file in yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]:
-        for obj in yaml.safe_load_all((folder / file).read_text()):
-            dry_run(server, obj)
+def test_the_optional_roles_for_custom_kinds_are_added_as_the_readme_says(server: ControlPlane, tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    (line,) = re.findall(r"^ +(components: .*)  #", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    overlay = tmp_path / "deploy" / "direct" / "overlays" / "s3"
+    with (overlay / "kustomization.yaml").open("a") as file:
+        file.write(line)
+    before = {(obj["kind"], obj["metadata"]["name"]) for obj in built("direct/overlays/s3")}
+    added = [obj for obj in build(overlay) if (obj["kind"], obj["metadata"]["name"]) not in before]
+    assert [obj["kind"] for obj in added] == ["ClusterRole", "ClusterRole", "ClusterRoleBinding"]
+    for obj in added:
+        dry_run(server, obj)
 
 
 # How they fit together
@@ -185,21 +202,20 @@ def test_flinks_parts_find_each_other() -> None:
 
 
 def test_flinks_versions_are_one_that_beam_has_a_job_server_for() -> None:
-    images = Path(__file__).parents[2] / "deploy" / "images"
+    images = DEPLOY / "images"
     (flink,) = re.findall(r"FROM flink:(\d+\.\d+)\.\d+-", (images / "flink.Dockerfile").read_text())
     jars = set(re.findall(r"flink-(\d+\.\d+)-job-server-([\d.]+\d)", (images / "submit.Dockerfile").read_text()))
-    (beam,) = re.findall(r"^apache-beam==(\S+)$", (images.parents[1] / "requirements.lock").read_text(), re.MULTILINE)
+    (beam,) = re.findall(r"^apache-beam==(\S+)$", (DEPLOY.parent / "requirements.lock").read_text(), re.MULTILINE)
     assert flink in FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS
     assert jars == {(flink, beam)}
 
 
 def test_every_file_belongs_to_a_kustomization() -> None:
-    deploy = Path(__file__).parents[2] / "deploy"
     named: set[Path] = set()
-    for file in deploy.rglob("kustomization.yaml"):
+    for file in DEPLOY.rglob("kustomization.yaml"):
         content: Any = yaml.safe_load(file.read_text())
         entries = [*content.get("resources", ()), *(patch["path"] for patch in content.get("patches", ()))]
         entries += [entry for generator in content.get("configMapGenerator", ()) for entry in generator["files"]]
         named |= {(file.parent / entry).resolve() for entry in entries}
-    there = {path.resolve() for path in deploy.rglob("*.yaml") if path.name != "kustomization.yaml"}
+    there = {path.resolve() for path in DEPLOY.rglob("*.yaml") if path.name != "kustomization.yaml"}
     assert there - named == set()

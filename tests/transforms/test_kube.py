@@ -800,7 +800,7 @@ def test_an_error_says_what_was_asked_what_came_and_what_to_do(server, connectio
     with pytest.raises(KubeError) as caught:
         connection.get("/api/v1/events")
     assert str(caught.value).startswith(f"GET {server.url}/api/v1/events: 403 Forbidden events is forbidden: User ")
-    assert str(caught.value).endswith("; the credentials need get, list and watch on it")
+    assert str(caught.value).endswith("; the credentials need list and watch on it")
 
 
 def test_retry_after_comes_with_the_error(server, connection):
