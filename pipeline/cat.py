@@ -174,9 +174,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     ):
         parser.add_argument(option, metavar=name, action="append", default=[], help=text)
     parser.add_argument("--limit", metavar="N", type=int, help="stop after so many records")
-    parser.add_argument("--endpoint", metavar="URL", help="of an S3 server that is not AWS's")
-    parser.add_argument("--region", help="of the bucket")
-    parser.add_argument("--profile", help="of the AWS configuration")
+    parser.add_argument("--s3_endpoint", metavar="URL", help="of an S3 server that is not AWS's")
+    parser.add_argument("--s3_region", help="of the bucket")
+    parser.add_argument("--s3_profile", help="of the AWS configuration")
     return parser.parse_args(argv)
 
 
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         until_us = None if args.until is None else parse_time(args.until, now_us)
         if args.limit is not None and args.limit < 1:
             raise ValueError(f"expected a limit of 1 or more, got {args.limit}")
-        config = StoreConfig(args.output, args.endpoint, args.region, args.profile)
+        config = StoreConfig(args.output, args.s3_endpoint, args.s3_region, args.s3_profile)
         store = Retrying(config.open(), attempts=None if args.follow else _ATTEMPTS, report=_complain)
         store.check(write=False)
     except (ValueError, StoreError) as error:

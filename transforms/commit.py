@@ -151,11 +151,17 @@ _ADVICE = "see `python -m pipeline.verify`, or move the directory away to begin 
 
 
 def append(store: Store, commit: Commit) -> str:
-    """Creates a commit and returns its checksum. Raises ChainError when its number is taken: another job is at work."""
+    """Creates a commit and returns its checksum. Raises ChainError when another job is at work.
+
+    Its number is taken then; or it was, and is free because that commit was folded into an archive while this job was
+    halted: then there are newer ones, and this one counts for nothing (`compact`, `links`).
+    """
     data = encode(commit)
     path = layout.commit(commit.cluster, commit.number)
     if not store.create(path, data):
         raise taken(store, path)
+    for newer in store.list(f"{layout.state(commit.cluster)}/commits/", path):
+        raise taken(store, newer.path)
     return codec.checksum(data)
 
 
@@ -182,12 +188,18 @@ def compact(store: Store, cluster: str, before: int, keep: int = KEEP) -> None:
     """Folds the commits before a number into an archive, and many archives into one.
 
     What is folded is deleted after the archive is there; what is damaged stays as it is, for `verify` to find. Safe to
-    repeat after a crash: what an archive holds already is passed over by `links`.
+    repeat after a crash: of a number that an archive holds a commit is left over, or came too late (`append`).
     """
     directory = layout.state(cluster)
     numbers = [layout.commit_number(entry.path) for entry in store.list(f"{directory}/commits/")]
-    _fold(store, cluster, [layout.commit(cluster, number) for number in numbers if number < before])
-    young = [path for path in _archives(store, cluster) if _length(path) < keep * keep]
+    archives = _archives(store, cluster)
+    archived = max((layout.archive_span(path)[1] for path in archives), default=0)
+    old = [layout.commit(cluster, number) for number in numbers if archived < number < before]
+    _fold(store, cluster, old)
+    for number in numbers:
+        if number <= archived:
+            store.delete(layout.commit(cluster, number))
+    young = [path for path in archives if _length(path) < keep * keep]
     if len(young) > keep:
         _fold(store, cluster, young)
 
@@ -239,12 +251,12 @@ def clusters(store: Store) -> list[str]:
 
 
 def _fold(store: Store, cluster: str, paths: Sequence[str]) -> None:
+    """Puts what these commits or archives hold into one archive, and deletes them; not those that are damaged."""
     links: dict[int, Link] = {}
     folded = []
     for path in paths:
         try:
-            data = store.read(path)
-            here = decode_archive(data) if path.startswith(f"{layout.state(cluster)}/chain/") else [_link(decode(data))]
+            here = _links_of(path, store.read(path))
         except ChainError:
             continue
         links.update((link.number, link) for link in here if link.number not in links)
@@ -254,10 +266,14 @@ def _fold(store: Store, cluster: str, paths: Sequence[str]) -> None:
     archive = layout.archive(cluster, min(links), max(links))
     data = encode([links[number] for number in sorted(links)])
     if not store.create(archive, data) and store.read(archive) != data:
-        return  # another selection of the same span: leave all as it is
+        return  # another selection of the same span: all stays as it is
     for path in folded:
         if path != archive:
             store.delete(path)
+
+
+def _links_of(path: str, data: bytes) -> list[Link]:
+    return decode_archive(data) if "/chain/" in path else [_link(decode(data))]
 
 
 def _archives(store: Store, cluster: str) -> list[str]:

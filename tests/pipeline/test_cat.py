@@ -250,7 +250,7 @@ def test_a_file_that_can_t_be_read_is_named_and_the_rest_goes_on(store, run):
         ["--until", "x"],
         ["--limit", "0"],
         ["--limit", "x"],
-        ["--endpoint", "127.0.0.1:7070"],
+        ["--s3_endpoint", "127.0.0.1:7070"],
         ["--nonsense"],
         ["--since"],
     ],
@@ -328,8 +328,8 @@ def test_a_prefix_of_a_bucket_is_read_like_a_directory(s3, bucket, run, monkeypa
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
     put(S3Store(bucket, "history", endpoint=s3.endpoint), event(2), event(1))
-    code, records, errors = run("--endpoint", s3.endpoint, output=f"s3://{bucket}/history")
+    code, records, errors = run("--s3_endpoint", s3.endpoint, output=f"s3://{bucket}/history")
     assert ([record["uid"] for record in records], code, errors) == (["u1", "u2"], 0, [])
-    code, _, errors = run("--endpoint", s3.endpoint, output="s3://not-there/history")
+    code, _, errors = run("--s3_endpoint", s3.endpoint, output="s3://not-there/history")
     assert (code, len(errors)) == (2, 1)
     assert "NoSuchBucket" in errors[0]
