@@ -278,7 +278,7 @@ def test_help_names_every_option(capsys):
     assert cat.main(["--help"]) == 0
     text = capsys.readouterr().out
     for option in ("follow", "since", "until", "namespace", "service", "reason", "type", "kind", "cluster", "limit",
-                   "endpoint", "region", "profile"):  # fmt: skip
+                   "s3_endpoint", "s3_region", "s3_profile"):  # fmt: skip
         assert f"--{option}" in text
 
 

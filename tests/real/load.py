@@ -53,6 +53,8 @@ class Load:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        while not self.counts and self._thread.is_alive():
+            time.sleep(0.01)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
