@@ -12,6 +12,8 @@ setup(
     packages=["pipeline", "pipeline.demo", "transforms", "runners", "kubehistory"],
     package_dir={"kubehistory": "proto/kubehistory"},
     install_requires=[
-        line for line in Path(__file__).with_name("requirements.txt").read_text().splitlines() if line and line[0] != "#"
+        line
+        for line in Path(__file__).with_name("requirements.txt").read_text().splitlines()
+        if line and line[0] != "#"
     ],
 )

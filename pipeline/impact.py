@@ -1,11 +1,12 @@
 """`python -m pipeline.impact OUTPUT --service NS/NAME`: what happened to a Service, from the files alone.
 
-Its own events, its pods', nodes' and workloads' events, its own changes and those of its endpoints, oldest first. Repeats
-are one row: the same object, reason and message but for numbers and identifiers, with the first time, the last and how
-often it truly occurred. Messages are cut to the width of a terminal, and whole elsewhere.
+Its own events, its pods', nodes' and workloads' events, its own changes and those of its endpoints, oldest first.
+Repeats are one row: the same object, reason and message but for numbers and identifiers, with the first time, the
+last and how often it truly occurred. Messages are cut to the width of a terminal, and whole elsewhere.
 
-`--format json` prints one document: {"service", "from", "to", "summary": {...}, "timeline": [{"time", "last_time", "count",
-"kind", "warning", "object", "reason", "message", "how"}], "gaps": [{"from", "to", "why"}]}, times as in pipeline.cat.
+`--format json` prints one document: {"service", "from", "to", "summary": {...}, "timeline": [{"time", "last_time",
+"count", "kind", "warning", "object", "reason", "message", "how"}], "gaps": [{"from", "to", "why"}]}, times as in
+pipeline.cat.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     except Exception as error:  # nobody is served by a traceback through Beam; --debug shows it
         _LOG.error(
-            "unexpected %s: %s; what was read since the last commit is read again at the next start (--debug shows more)",
+            "unexpected %s: %s; what is not committed is read again at the next start (--debug shows more)",
             type(error).__name__,
             " ".join(str(error).split())[:500],
             exc_info=config.debug,

@@ -43,11 +43,11 @@ class Settings:
 class Carried:
     """One process's connections, what the runner carries from epoch to epoch, and what the epoch put out for it.
 
-    positions: by target key, where a target is read from. commits: in micro-batches, by cluster, the number of the commit
-    that is to name what is written now. sequences: by "<partition>/<shard>", the next free segment
-    number. written: identities that a dead run wrote after the newest commit, which a replay must not write again.
-    memories: what a stream's bundles remember, by shard key (the truth is the state). outputs: by name.
-    failure: the error that ended an epoch, as it was before Beam wrapped it.
+    positions: by target key, where a target is read from. commits: in micro-batches, by cluster, the number of the
+    commit that is to name what is written now. sequences: by "<partition>/<shard>", the next free segment number.
+    written: identities that a dead run wrote after the newest commit, which a replay must not write again. memories:
+    what a stream's bundles remember, by shard key (the truth is the state). outputs: by name. failure: the error that
+    ended an epoch, as it was before Beam wrapped it.
     """
 
     def __init__(self, settings: Settings) -> None:

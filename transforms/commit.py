@@ -179,8 +179,8 @@ def read_taken(store: Store, path: str) -> bytes:
         return store.read(path)
     except NotFound as error:
         raise ChainError(
-            f"{store.url}/{path}: expected the segment that was there a moment ago, but another job has removed it; this "
-            "one stops, nothing is lost: stop one of them, or give each its own --cluster"
+            f"{store.url}/{path}: expected the segment that was there a moment ago, but another job has removed it; "
+            "this one stops, nothing is lost: stop one of them, or give each its own --cluster"
         ) from error
 
 

@@ -1,7 +1,8 @@
 """Deduplicate: keyed by shard; what passes is news, and says by how much the count of its Event grew.
 
-Plain part: `news_of`, over `Seen`, the memory of UIDs (`seen`). Beam part: stateful DoFns whose bag holds what was added to that
-memory: in a stream since its beginning, in an epoch by its bundles; that of the epochs before comes in by handle.
+Plain part: `news_of`, over `Seen`, the memory of UIDs (`seen`). Beam part: stateful DoFns whose bag holds what was
+added to that memory: in a stream since its beginning, in an epoch by its bundles; that of the epochs before comes in
+by handle.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def news_of(changes: Changes, seen: Seen) -> NewsChunk:
 
     An Event is news when its UID is new, or when its count grew. One whose count fell began to count anew. A Service is
     news when it is new, gone, or differs in what a record shows of it. DELETED of an Event is its TTL: it is forgotten.
-    The changes of one slice of endpoints in a chunk are one piece of news: who joined, left, or turned ready in the end.
-    What a complete list does not show was deleted while nobody watched.
+    The changes of one slice of endpoints in a chunk are one piece of news: who joined, left, or turned ready in the
+    end. What a complete list does not show was deleted while nobody watched.
     """
     events = [news for change in changes.events if (news := _event_news(change, seen))]
     services: list[News[Any]] = [found for change in changes.services if (found := _service_news(change, seen))]
@@ -127,7 +128,7 @@ def _endpoints_news(changes: Sequence[Change[EndpointSlice]], seen: Seen) -> lis
 
 
 def _gone(listed: Listed, shown: set[str], seen: Seen) -> Iterator[News[Any]]:
-    """What is remembered of a resource in a list's scope, and the list does not show; filed under the list's version."""
+    """What is remembered of a resource in a list's scope and the list does not show; filed under its version."""
     kind = Service if listed.resource == "services" else Endpoints
     for uid, state in seen.states().items():
         if not isinstance(state, kind) or uid in shown or shard_of(state, listed.shards) != listed.shard:

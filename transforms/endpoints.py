@@ -1,8 +1,8 @@
-"""Endpoints of Services: what a slice holds, and who joined, left, or turned ready or unready between two of its states.
+"""Endpoints of Services: what a slice holds, and who joined, left or turned (un)ready between two of its states.
 
 Headless Services and `default/kubernetes` are like any other: their slices name them. A slice without the label
-`kubernetes.io/service-name` belongs to no Service and is passed over. A slice whose label moved to another Service is new
-to that one.
+`kubernetes.io/service-name` belongs to no Service and is passed over. A slice whose label moved to another Service is
+new to that one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The elements that travel through the graph, and the Kubernetes objects as far as we read them.
 
 All are frozen msgspec structs (none can be part of a cycle, so the garbage collector passes them over): their coder
-(`transforms.coders`) is msgpack, a field more is a field that old bytes lack, and decoding a Kubernetes object reads only the fields named here. Times are microseconds since the epoch, UTC.
+(`transforms.coders`) is msgpack, a field more is a field that old bytes lack, and decoding a Kubernetes object reads
+only the fields named here. Times are microseconds since the epoch, UTC.
 """
 
 from __future__ import annotations

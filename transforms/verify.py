@@ -1,8 +1,9 @@
 """The proof that a history is complete: walks a cluster's chain of commits and holds the sink against it.
 
-What is proved: the commits are all there, each names the one before, and every slice of the history from the first position
-to the last is covered; every segment that a commit names is there, as it was written; no other segment is there; no record
-is there twice; no Event counts more occurrences than it reported. What could not be had is listed as a gap.
+What is proved: the commits are all there, each names the one before, and every slice of the history from the first
+position to the last is covered; every segment that a commit names is there, as it was written; no other segment is
+there; no record is there twice; no Event counts more occurrences than it reported. What could not be had is listed as
+a gap.
 
 What can't be told: that the newest commit was removed, when it named no segment; that a whole cluster was removed.
 """
@@ -122,8 +123,8 @@ def _walk_chain(links: list[Link], report: Report) -> None:
         report.gaps.extend(link.gaps)
         if link.found:
             report.notes.append(
-                f"commit {link.number}: {len(link.found)} segments were there before this chain began; only that they can be "
-                "read is proved of them"
+                f"commit {link.number}: {len(link.found)} segments were there before this chain began; "
+                "only that they can be read is proved of them"
             )
         previous = link
     report.from_us, report.to_us = links[0].from_us, links[-1].to_us

@@ -1,8 +1,8 @@
 """The commit protocol against a model: jobs that die at any instant, in any interleaving, over a sink in memory.
 
-The jobs run the real code (History, news_of, write_epoch, ...) around a source that is a model; only Beam is left out. Each
-is a thread that stops before every operation on the sink, where a tape of numbers says who goes on and who dies how: so a
-run is its tape, and hypothesis finds the shortest one that breaks a promise.
+The jobs run the real code (History, news_of, write_epoch, ...) around a source that is a model; only Beam is left
+out. Each is a thread that stops before every operation on the sink, where a tape of numbers says who goes on and who
+dies how: so a run is its tape, and hypothesis finds the shortest one that breaks a promise.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ NOW_US = time.time_ns() // 1000
 BATCH_SIZE = 2
 TTL_S = 3600.0
 
-# --- the sink -----------------------------------------------------------------------------------------------------------
+# --- the sink
+# -----------------------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -118,7 +119,8 @@ class MemoryStore(Store):
             raise Killed
 
 
-# --- the source ---------------------------------------------------------------------------------------------------------
+# --- the source
+# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +186,8 @@ class Source:
         return Change(kind, Service(metadata=metadata, spec=ServiceSpec(type=str(version.number))), NOW_US)
 
 
-# --- a job --------------------------------------------------------------------------------------------------------------
+# --- a job
+# --------------------------------------------------------------------------------------------------------------
 
 
 class Carried:
@@ -274,7 +277,8 @@ def records_of(chunk: NewsChunk) -> list[Encoded]:
     return [Encoded(r.time_us, r.uid, r.resource_version, r.SerializeToString()) for r in records]
 
 
-# --- a run --------------------------------------------------------------------------------------------------------------
+# --- a run
+# --------------------------------------------------------------------------------------------------------------
 
 DEATHS = ["die before", "die after", "die, and it is done later"]
 

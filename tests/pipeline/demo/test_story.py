@@ -130,7 +130,8 @@ def test_a_long_story_keeps_the_estate_whole(seed: int) -> None:
     by_uid = {pod["metadata"]["uid"]: pod for pod in pods}
     assert 15 <= len(pods) <= 40
     assert len(_objects(store, "events")) <= 2000
-    owners = {obj["metadata"]["uid"] for plural in ("replicasets", "daemonsets", "statefulsets", "jobs") for obj in _objects(store, plural)}  # fmt: skip
+    workloads = ("replicasets", "daemonsets", "statefulsets", "jobs")
+    owners = {obj["metadata"]["uid"] for plural in workloads for obj in _objects(store, plural)}
     assert all(pod["metadata"]["ownerReferences"][0]["uid"] in owners for pod in pods)
     for obj in _objects(store, "endpointslices"):
         for endpoint in obj["endpoints"]:
