@@ -43,13 +43,18 @@ _METADATA_WATCH = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io,
 
 
 class KubeError(Exception):
-    """The API server said no. `status` is the HTTP status (0: it did not answer), `reason` the Status reason."""
+    """The API server said no. `status` is the HTTP status (0: it did not answer), `reason` the Status reason.
+
+    in_watch: it was said in an event of a watch. Whatever it is, the same watch may end so for ever: a list is next, as
+    in client-go. (One such: "etcd event received with PrevKv=nil", of a version that a compaction has just reached.)
+    """
 
     def __init__(self, message: str, status: int = 0, reason: str = "", retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.in_watch = False
 
     @property
     def gone(self) -> bool:
@@ -244,7 +249,7 @@ class Follower:
                     raise
                 pause = backoff.after(error)
                 self.failing = backoff.failures > _PASSING_FAILURES
-                if error.gone:
+                if error.gone or error.in_watch:
                     self.position = relist(self.position)
                 elif error.refused and not refused:
                     refused = True
@@ -347,6 +352,7 @@ class Follower:
                 failed = KubeError(
                     head.object.message or "the watch ended in an error", head.object.code, head.object.reason
                 )
+                failed.in_watch = True
                 break
             version = head.object.metadata.resource_version or version
             if head.type != "BOOKMARK":

@@ -22,14 +22,14 @@ class Sink(Protocol):
     """Where a job writes, as a user names it and as a test reads it."""
 
     output: str
-    options: Mapping[str, str]
-    environment: Mapping[str, str]
+    options: dict[str, str]
+    environment: dict[str, str]
 
     def paths(self) -> list[str]:
         """The paths of all objects, relative to the output, in order."""
 
-    def read(self, path: str) -> bytes:
-        """An object's bytes."""
+    def read(self, path: str) -> bytes | None:
+        """An object's bytes; None if it is gone since it was listed."""
 
 
 class LocalSink:
@@ -44,8 +44,11 @@ class LocalSink:
         files = (path for path in self.root.rglob("*") if path.is_file())
         return sorted(str(path.relative_to(self.root)) for path in files)
 
-    def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+    def read(self, path: str) -> bytes | None:
+        try:
+            return (self.root / path).read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 class S3Sink:
@@ -61,12 +64,18 @@ class S3Sink:
     def paths(self) -> list[str]:
         return [key.removeprefix(self._prefix) for key in self._server.keys(self.bucket, self._prefix)]
 
-    def read(self, path: str) -> bytes:
-        return self._server.read(self.bucket, self._prefix + path)
+    def read(self, path: str) -> bytes | None:
+        try:
+            return self._server.read(self.bucket, self._prefix + path)
+        except self._server.client.exceptions.NoSuchKey:
+            return None
 
 
 class History:
-    """What is in a sink, read as it grows: a segment is immutable, so each is read once."""
+    """What is in a sink, read as it grows: a segment is immutable, so each is read once.
+
+    (But for one that two jobs fought over, or that a dead run left: it may become empty. `read` has the last state.)
+    """
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
@@ -76,9 +85,13 @@ class History:
         """Reads the segments that are new."""
         new = [path for path in self.sink.paths() if SEGMENT.fullmatch(path) and path not in self.segments]
         if new:
-            message = record_class(self.sink.read("_schema/record.desc"))
+            schema = self.sink.read("_schema/record.desc")
+            assert schema is not None, "data, but no schema"
+            message = record_class(schema)
             for path in new:
-                self.segments[path] = [message.FromString(data) for data in delimited(self.sink.read(path))]
+                data = self.sink.read(path)
+                if data is not None:
+                    self.segments[path] = [message.FromString(one) for one in delimited(data)]
         return self
 
     @property
@@ -225,7 +238,7 @@ def misplaced(path: str, records: Sequence[Record], cluster: str) -> list[str]:
     """What is in the wrong segment: records of another cluster, or of another hour of UTC."""
     match = SEGMENT.fullmatch(path)
     assert match is not None, path
-    found = [] if match[1] == cluster and records else [f"{path}: not of {cluster}, or empty"]
+    found = [] if match[1] == cluster else [f"{path}: not of {cluster}"]
     for record in records:
         at = time.strftime("%Y-%m-%d %H", time.gmtime(record.time_us // 1_000_000))
         if at != f"{match[2]} {match[3]}" or record.cluster != cluster:
@@ -236,7 +249,7 @@ def misplaced(path: str, records: Sequence[Record], cluster: str) -> list[str]:
 def commits(sink: Sink) -> list[dict[str, Any]]:
     """The commits that are still there as they were written, oldest first."""
     paths = [path for path in sink.paths() if path.startswith("_state/") and "/commits/" in path]
-    return [json.loads(gzip.decompress(sink.read(path))) for path in paths]
+    return [json.loads(gzip.decompress(data)) for path in paths if (data := sink.read(path)) is not None]
 
 
 def _version(record: Record) -> int:
