@@ -153,7 +153,7 @@ def record_class(descriptors: bytes) -> Any:
     files = descriptor_pb2.FileDescriptorSet.FromString(descriptors)
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
-        pool.Add(file)  # type: ignore[no-untyped-call]
+        pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("kubehistory.v1.Record"))
 
 

@@ -297,12 +297,16 @@ def test_a_watch_that_brought_something_and_ends_at_once_is_no_sign_of_gone():
     assert connection.lists == []
 
 
-def test_another_error_in_the_stream_is_waited_out_and_the_watch_goes_on():
+def test_another_error_in_the_stream_is_waited_out_and_a_list_is_next_since_a_watch_may_end_so_for_ever():
     follow, connection, reports = follower(
-        [line("ADDED", event("a", 10)) + status_line(500, "InternalError")], [2.0], position=watching("9")
+        [line("ADDED", event("a", 10)) + status_line(500, "InternalError")],
+        page(event("a", 10), event("b", 11), version=12),
+        [2.0],
+        position=watching("9"),
     )
-    list(follow.frames())
-    assert [query["resourceVersion"] for query in connection.watches] == ["9", "10"]
+    (listed,) = [frame for frame in follow.frames() if frame.kind == "page"]
+    assert listed.floor == "10"
+    assert [query["resourceVersion"] for query in connection.watches] == ["9", "12"]
     assert "because 500" in reports[0]
 
 
