@@ -98,9 +98,11 @@ class History:
         seen = Seen()
         for addition in state.seen:
             seen.merge(addition)
+        unread = last is None or not last.after
+        # Before the markers, which are older than their segments: what another job writes now is not taken for found.
+        there = list(self._store.list(codec.cluster_directory(self.cluster) + "/")) if unread else []
         left = list(orphans.beyond(self._store, self.cluster, state.sequences))
-        if last is None or not last.after:
-            self._find(state.named | set(left), seen)
+        self._find({entry.path for entry in there} - state.named - set(left), seen)
         self._take_in([orphans.read(self._store, path) for path in left], last.number if last else 0, seen)
         if last is not None and identity and last.identity and identity != last.identity:
             self._begin_anew(last, identity)
@@ -177,11 +179,10 @@ class History:
 
     # --- a start ---
 
-    def _find(self, known: set[str], seen: Seen) -> None:
+    def _find(self, found: set[str], seen: Seen) -> None:
         """What is there under no commit, when no commit has read anything yet; what is recent of it counts as seen."""
-        directory = codec.cluster_directory(self.cluster) + "/"
-        self._found = [entry.path for entry in self._store.list(directory) if entry.path not in known]
-        if not self._found:
+        self._found = sorted(found)
+        if not found:
             return
         self.unknown_since_us = 0
         recent = codec.partition(self.cluster, time.time_ns() // 1000 - 2 * self._event_ttl_us)

@@ -11,6 +11,7 @@ the other, each from the state that the one before left. Nothing is deleted from
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -192,16 +193,15 @@ def compact(store: Store, cluster: str, before: int, keep: int = KEEP) -> None:
     """
     directory = layout.state(cluster)
     numbers = [layout.commit_number(entry.path) for entry in store.list(f"{directory}/commits/")]
-    archives = _archives(store, cluster)
-    archived = max((layout.archive_span(path)[1] for path in archives), default=0)
+    archived = max((layout.archive_span(path)[1] for path in _archives(store, cluster)), default=0)
     old = [layout.commit(cluster, number) for number in numbers if archived < number < before]
     _fold(store, cluster, old)
     for number in numbers:
         if number <= archived:
             store.delete(layout.commit(cluster, number))
-    young = [path for path in archives if _length(path) < keep * keep]
+    young = list(itertools.takewhile(lambda path: _length(path) < keep * keep, reversed(_archives(store, cluster))))
     if len(young) > keep:
-        _fold(store, cluster, young)
+        _fold(store, cluster, young[::-1])
 
 
 def read_link(store: Store, cluster: str, number: int) -> Link | None:

@@ -191,6 +191,10 @@ def change_of(record: Record) -> str:
     return str(field.enum_type.values_by_number[record.service_change.change].name)
 
 
+# Now and then a kube-apiserver has something of its own to say about a Service that a test has made.
+_API_SERVERS_OWN = frozenset({"ipallocator-repair-controller", "portallocator-repair-controller"})
+
+
 def differences(created: Mapping[str, int], records: Sequence[Record]) -> list[str]:
     """What is wrong with the Events that were written, against those created: final count by UID; [] if nothing is.
 
@@ -200,7 +204,8 @@ def differences(created: Mapping[str, int], records: Sequence[Record]) -> list[s
     """
     by_uid: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        by_uid[record.uid].append(record)
+        if record.component not in _API_SERVERS_OWN:
+            by_uid[record.uid].append(record)
     found = list[str]()
     missing = [uid for uid in created if uid not in by_uid]
     if missing:
