@@ -34,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io,application/json"
 # What msgspec raises for bytes that are no JSON, not of the type, not UTF-8, or nested too deep.
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_SMALLEST_PAGE = 50
 _PASSING_FAILURES = 3  # in a row that may be a hiccup: nobody gives up to wait for less
 _RETRY_AFTER_CAP_S = 300.0  # however long a server asks to be left alone
 _METADATA_WATCH = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io,application/json"
@@ -249,6 +250,9 @@ class Follower:
                     raise
                 pause = backoff.after(error)
                 self.failing = backoff.failures > _PASSING_FAILURES
+                if self.position.listing and not error.status:
+                    # a way that breaks off before a page has come lets smaller ones through
+                    self.page_size = max(_SMALLEST_PAGE, self.page_size // 2)
                 if error.gone or error.in_watch:
                     self.position = relist(self.position)
                 elif error.refused and not refused:

@@ -91,7 +91,8 @@ class SnapshotReader:
             ]
             if not missing or self._clock() >= until:
                 break
-            self._readers.wait(functools.partial(self._moved, missing), until - self._clock())
+            # a reader that fails wakes nobody, so it is looked at again now and then
+            self._readers.wait(functools.partial(self._moved, missing), min(0.5, until - self._clock()))
         if self._clock() - self._expired_at > 60.0:
             self._expired_at = self._clock()
             with self._lock:

@@ -59,7 +59,7 @@ def write_batch(
     Raises StoreError; what was written before it stays, and a repetition adds nothing to it.
     """
     partition, _, shard = key.rpartition("/")
-    left = sorted(records, key=lambda record: (record.time_us, record.uid, record.resource_version))
+    left = sorted(records, key=_order)
     given = _identities(left)
     segments: list[Segment] = []
     while left:
@@ -81,6 +81,11 @@ def write_batch(
                 found.append(sequence - 1)
             left = subtract(left, written_in(taken))
     return segments, sequence
+
+
+def _order(record: Encoded) -> tuple[int, str, int, str]:
+    version = record.resource_version
+    return record.time_us, record.uid, len(version), version
 
 
 def read_segment(store: Store, path: str) -> tuple[Segment, list[record_pb2.Record]]:

@@ -130,12 +130,13 @@ def test_a_list_that_is_no_json_is_asked_for_again_and_reported():
     assert "expected a list in JSON, got b'<html>busy</html>'" in reports[0]
 
 
-def test_a_list_that_breaks_off_is_asked_for_again_at_the_same_page():
+def test_a_list_that_breaks_off_is_asked_for_again_from_the_same_page():
     broken = urllib3.exceptions.ProtocolError("Connection broken")
     middle = Position("", True, "t1", "9")
     follow, connection, _ = follower([b'{"met', broken], page(version=9), position=middle, once=True)
     list(follow.frames())
-    assert connection.lists == [{"limit": 1000, "continue": "t1"}] * 2
+    # and of fewer objects: what breaks off before a page has come may let a smaller one through
+    assert connection.lists == [{"limit": 1000, "continue": "t1"}, {"limit": 500, "continue": "t1"}]
 
 
 # --- watches ----------------------------------------------------------------------------------
