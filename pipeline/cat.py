@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import lru_cache, partial
-from typing import Any, BinaryIO, NoReturn, cast
+from functools import partial
+from typing import Any, BinaryIO, cast
 
 import msgspec
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from kubehistory.record_pb2 import Kind, Record
 
+from pipeline.reading import Parser, rfc3339, span_of, store_of
 from transforms.read import read_segments, segments
-from transforms.store import Retrying, Store, StoreConfig, StoreError
-
-_EPOCH = datetime(1970, 1, 1)
-_UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000, "w": 604_800_000_000}
+from transforms.store import Retrying, Store, StoreError
 
 _POLL = 2.0  # seconds between two looks for new segments
-_RECENT_US = 2 * _UNITS_US["h"]  # each look lists the hours from this long ago; every 30th, all that were asked for
+_RECENT_US = 2 * 3_600_000_000  # each look lists the hours from this long ago; every 30th, all that were asked for
 _FULL_LOOK = 30
 _ATTEMPTS = 4  # of a read, in about a second; --follow waits for as long as it takes
 
@@ -69,20 +65,6 @@ def _converter(field: FieldDescriptor) -> Callable[[Any], Any] | None:
         return lambda entries: dict(sorted(entries.items()))
     convert = partial(_as_dict, _table(field.message_type))
     return (lambda messages: [convert(message) for message in messages]) if field.is_repeated else convert
-
-
-def rfc3339(time_us: int) -> str | int:
-    """ "2026-01-02T03:04:05.000006Z" of microseconds since 1970; the number itself outside of the years 1 to 9999."""
-    second, microsecond = divmod(time_us, 1_000_000)
-    try:
-        return f"{_second(second)}.{microsecond:06d}Z"
-    except OverflowError:
-        return time_us
-
-
-@lru_cache(maxsize=4096)
-def _second(second: int) -> str:
-    return (_EPOCH + timedelta(seconds=second)).isoformat()
 
 
 _RECORD = _table(cast(Descriptor, Record.DESCRIPTOR))
@@ -129,43 +111,17 @@ def _services(record: Record) -> Iterator[tuple[str, str]]:
         yield service_name, f"{record.namespace}/{service_name}"
 
 
-def parse_time(text: str, now_us: int) -> int:
-    """Microseconds since 1970 of an RFC 3339 time (UTC when it has no offset), or of a duration back from now.
-
-    A duration is a number and s, m, h, d or w: "15m", "2h", "1d". Raises ValueError.
-    """
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text):
-        return now_us - round(float(match[1]) * _UNITS_US[match[2]])
-    try:
-        parsed = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(
-            f"expected a time such as 2026-01-31T14:00:00Z or a duration such as 15m, 2h or 1d, got {text!r}"
-        ) from None
-    offset = parsed.utcoffset() or timedelta()
-    return (parsed.replace(tzinfo=None) - offset - _EPOCH) // timedelta(microseconds=1)
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; --help tells more\n")
-
-
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m pipeline.cat",
-        description="Prints the records of OUTPUT as JSON lines, oldest first.",
-        epilog="A filter that is given several times passes what any of them passes.",
+    parser = Parser(
+        "python -m pipeline.cat",
+        "Prints the records of OUTPUT as JSON lines, oldest first.",
+        "A filter that is given several times passes what any of them passes.",
     )
-    parser.add_argument("output", metavar="OUTPUT", help="a directory or s3://bucket/prefix, the --output of the job")
     parser.add_argument("--follow", action="store_true", help="go on with new records as they appear, until Ctrl-C")
-    parser.add_argument("--since", metavar="TIME", help="only from then on: 2026-01-31T14:00:00Z, or 15m, 2h, 1d ago")
-    parser.add_argument("--until", metavar="TIME", help="only before then, given like --since")
     for option, name, text in (
-        ("--cluster", "NAME", "only of this cluster"),
         ("--namespace", "NAME", "only if the event or its involved object is in this namespace"),
         ("--service", "[NS/]NAME", "only if this Service is under impact, or changed"),
         ("--reason", "REASON", "only with this reason, such as BackOff"),
@@ -174,9 +130,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     ):
         parser.add_argument(option, metavar=name, action="append", default=[], help=text)
     parser.add_argument("--limit", metavar="N", type=int, help="stop after so many records")
-    parser.add_argument("--s3_endpoint", metavar="URL", help="of an S3 server that is not AWS's")
-    parser.add_argument("--s3_region", help="of the bucket")
-    parser.add_argument("--s3_profile", help="of the AWS configuration")
     return parser.parse_args(argv)
 
 
@@ -191,12 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     now_us = time.time_ns() // 1000
     try:
-        since_us = None if args.since is None else parse_time(args.since, now_us)
-        until_us = None if args.until is None else parse_time(args.until, now_us)
+        since_us, until_us = span_of(args, now_us)
         if args.limit is not None and args.limit < 1:
             raise ValueError(f"expected a limit of 1 or more, got {args.limit}")
-        config = StoreConfig(args.output, args.s3_endpoint, args.s3_region, args.s3_profile)
-        store = Retrying(config.open(), attempts=None if args.follow else _ATTEMPTS, report=_complain)
+        store = Retrying(store_of(args).open(), attempts=None if args.follow else _ATTEMPTS, report=_complain)
         store.check(write=False)
     except (ValueError, StoreError) as error:
         _complain(str(error))

@@ -5,27 +5,33 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import msgspec
 
-from pipeline.cat import rfc3339
+from pipeline.reading import rfc3339
 from transforms.store import Retrying, Store, StoreConfig, StoreError
 from transforms.verify import Report, clusters, verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints what each cluster's history covers. 0: all holds. 1: something does not. 2: it could not be looked at."""
-    arguments = _arguments(argv)
+    try:
+        arguments = _arguments(argv)
+    except SystemExit as stop:  # --help, or an error that the parser has printed
+        return int(stop.code or 0)
     try:
         config = StoreConfig(
             arguments.output, arguments.s3_endpoint, arguments.s3_region, arguments.s3_profile, storage_class=None
         )
         store = Retrying(config.open(), attempts=4)
         store.check(write=False)
-        names = [arguments.cluster] if arguments.cluster else list(clusters(store))
+        names = list(clusters(store))
         if not names:
             raise StoreError(f"{arguments.output}: expected a history, found none (is this the job's --output?)")
-        reports = [_verify(store, name) for name in names]
+        if arguments.cluster and arguments.cluster not in names:
+            raise StoreError(f"expected --cluster to be one of {', '.join(names)}, got {arguments.cluster!r}")
+        reports = [_verify(store, name) for name in names if arguments.cluster in (None, name)]
     except (StoreError, ValueError) as error:
         print(f"python -m pipeline.verify: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -37,8 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(report.problems for report in reports) else 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help tells more\n")
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.verify", description=__doc__, allow_abbrev=False)
+    parser = _Parser(prog="python -m pipeline.verify", description=__doc__, allow_abbrev=False)
     parser.add_argument("output", metavar="OUTPUT", help="a directory or s3://bucket/prefix, the --output of the job")
     parser.add_argument("--cluster", metavar="NAME", help="only this cluster's history [all]")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="[text]")

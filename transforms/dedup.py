@@ -47,7 +47,8 @@ def news_of(changes: Changes, seen: Seen) -> NewsChunk:
     An Event is news when its UID is new, or when its count grew. One whose count fell began to count anew. A Service is
     news when it is new, gone, or differs in what a record shows of it. DELETED of an Event is its TTL: it is forgotten.
     The changes of one slice of endpoints in a chunk are one piece of news: who joined, left, or turned ready in the
-    end. What a complete list does not show was deleted while nobody watched.
+    end. What a complete list does not show was deleted while nobody watched (UNLISTED). Such a list is one chunk a
+    shard, which says so (`Changes.listed`): so nothing of a list need be remembered from one epoch to the next.
     """
     events = [news for change in changes.events if (news := _event_news(change, seen))]
     services: list[News[Any]] = [found for change in changes.services if (found := _service_news(change, seen))]
@@ -101,7 +102,8 @@ def _service_news(change: Change[Service], seen: Seen) -> News[Service] | None:
         return None
     seen.saw_state(uid, service)
     same = service.spec == known.spec and service.metadata.labels == known.metadata.labels
-    return None if same else News("MODIFIED", service, change.observed_us, 1, known)
+    kind = "LISTED" if change.type == "LISTED" else "MODIFIED"
+    return None if same else News(kind, service, change.observed_us, 1, known)
 
 
 def _endpoints_news(changes: Sequence[Change[EndpointSlice]], seen: Seen) -> list[News[Endpoints]]:
@@ -112,23 +114,24 @@ def _endpoints_news(changes: Sequence[Change[EndpointSlice]], seen: Seen) -> lis
         after = endpoints_of(change.object)
         state = seen.state(after.uid)
         known = state if isinstance(state, Endpoints) else None
-        version = number_of(after.resource_version)
-        if known is not None and version and version <= number_of(known.resource_version):
+        gone, version = change.type == "DELETED", number_of(after.resource_version)
+        if known is None and not after.service:
             continue
-        if not after.service and known is None:
+        if known is not None and not gone and version and version <= number_of(known.resource_version):
             continue
         first.setdefault(after.uid, known)
-        gone = change.type == "DELETED"
-        seen.saw_state(after.uid, None if gone else after)
-        kind = change.type if first[after.uid] is None or gone else "MODIFIED"
-        last[after.uid] = News(kind, after, change.observed_us, 1, first[after.uid])
+        seen.saw_state(after.uid, None if gone or not after.service else after)
+        last[after.uid] = News(change.type, after, change.observed_us, 1, first[after.uid])
     return [
         news for news in last.values() if difference(news.previous, None if news.type == "DELETED" else news.object)
     ]
 
 
 def _gone(listed: Listed, shown: set[str], seen: Seen) -> Iterator[News[Any]]:
-    """What is remembered of a resource in a list's scope and the list does not show; filed under its version."""
+    """What is remembered of a resource in a list's scope and the list does not show; filed under its version.
+
+    An API server's cache may lag: a list says nothing of what is newer than it.
+    """
     kind = Service if listed.resource == "services" else Endpoints
     for uid, state in seen.states().items():
         if not isinstance(state, kind) or uid in shown or shard_of(state, listed.shards) != listed.shard:
@@ -136,8 +139,12 @@ def _gone(listed: Listed, shown: set[str], seen: Seen) -> Iterator[News[Any]]:
         namespace = state.namespace if isinstance(state, Endpoints) else state.metadata.namespace or ""
         if (listed.namespace and namespace != listed.namespace) or namespace in listed.excluded:
             continue
+        version = state.resource_version if isinstance(state, Endpoints) else state.metadata.resource_version
+        if number_of(version) > number_of(listed.version) > 0:
+            continue
         seen.saw_state(uid, None)
-        yield News("DELETED", _at_version(state, listed.version), listed.observed_us, 1, state)
+        if isinstance(state, Service) or difference(state, None):
+            yield News("UNLISTED", _at_version(state, listed.version), listed.observed_us, 1, state)
 
 
 def _at_version(state: Service | Endpoints, version: str) -> Service | Endpoints:

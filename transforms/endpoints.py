@@ -1,8 +1,10 @@
 """Endpoints of Services: what a slice holds, and who joined, left or turned (un)ready between two of its states.
 
 Headless Services and `default/kubernetes` are like any other: their slices name them. A slice without the label
-`kubernetes.io/service-name` belongs to no Service and is passed over. A slice whose label moved to another Service is
-new to that one.
+`kubernetes.io/service-name` belongs to no Service and is passed over; of one that lost the label all have left. A slice
+whose label moved to another Service has left the one and joined the other, endpoint by endpoint. Slices that mirror an
+Endpoints object, or that somebody writes for a Service without a selector, are like any other; what has no target is
+known by its addresses. With `publishNotReadyAddresses` a slice says of every endpoint that it is ready, and so do we.
 """
 
 from __future__ import annotations
@@ -44,11 +46,14 @@ def endpoints_of(item: EndpointSlice) -> Endpoints:
 
 
 def difference(before: Endpoints | None, after: Endpoints | None) -> Difference:
-    """What changed between two states of a slice; None is a slice that is not there."""
+    """What changed between two states of a slice; None is a slice that is not there, nor is one of no Service.
+
+    An endpoint that has other addresses is another: it left, and joined.
+    """
+    was = {_identity(one): one for one in (before.endpoints if before and before.service else ())}
+    now = {_identity(one): one for one in (after.endpoints if after and after.service else ())}
     if before is not None and after is not None and before.service != after.service:
-        before = None
-    was = {_identity(one): one for one in (before.endpoints if before else ())}
-    now = {_identity(one): one for one in (after.endpoints if after else ())}
+        return Difference(list(now.values()), list(was.values()), [], [])
     stayed = [(was[key], one) for key, one in now.items() if key in was]
     return Difference(
         [one for key, one in now.items() if key not in was],
@@ -58,8 +63,8 @@ def difference(before: Endpoints | None, after: Endpoints | None) -> Difference:
     )
 
 
-def _identity(one: EndpointState) -> tuple[str, tuple[str, ...]]:
-    return one.uid or one.name, one.addresses
+def _identity(one: EndpointState) -> tuple[str, str, tuple[str, ...]]:
+    return one.kind, one.uid or one.name, one.addresses
 
 
 def _state(endpoint: Endpoint) -> EndpointState:

@@ -87,7 +87,7 @@ def _event_fields(event: Event, news: News[Event], time_us: int) -> pb.Record:
         first_time_us=to_us(event.first_timestamp),
         last_time_us=last_us,
         event_time_us=to_us(event.event_time),
-        count=event.count or (series.count if series else 0) or 1,
+        count=max(1, event.count or 0, (series.count or 0) if series else 0),
         occurrences=news.occurrences,
         component=(source.component if source else "") or event.reporting_component,
         host=(source.host if source else "") or event.reporting_instance,
@@ -203,7 +203,9 @@ _CHANGES = {
     "ADDED": pb.ServiceChange.ADDED,
     "MODIFIED": pb.ServiceChange.UPDATED,
     "DELETED": pb.ServiceChange.DELETED,
+    "UNLISTED": pb.ServiceChange.DELETED,
 }
+_BY_LIST = ("LISTED", "UNLISTED")
 
 
 def service_record(cluster: str, news: News[Service], facts: Facts, global_revisions: bool = True) -> Encoded:
@@ -233,6 +235,7 @@ def service_record(cluster: str, news: News[Service], facts: Facts, global_revis
             ),
         ),
         snapshot_time_us=facts.snapshot_time_us,
+        found_by_list=news.type in _BY_LIST,
     )
     _describe(record, service)
     data = _head(pb.SERVICE_CHANGE, cluster) + record.SerializeToString(deterministic=True)
@@ -305,44 +308,59 @@ def _port(port: ServicePort) -> pb.Port:
 
 
 def endpoints_record(cluster: str, news: News[Endpoints], facts: Facts, global_revisions: bool = True) -> Encoded:
-    """The record of the endpoints of one slice that joined, left, or turned ready or unready, when it was observed."""
-    after, before = news.object, news.previous
-    change = difference(before, None if news.type == "DELETED" else after)
+    """The record of the endpoints of one slice that joined, left, or turned ready or unready, when it was observed.
+
+    Where a slice moved from one Service to another, the record names both.
+    """
+    before, after = news.previous, None if news.type in ("DELETED", "UNLISTED") else news.object
+    change = difference(before, after)
+    now = after.endpoints if after is not None and after.service else ()
+    service, former = news.object.service, before.service if before is not None else ""
+    names = [name for name in dict.fromkeys((service, former)) if name]
     involved = ObjectReference(
         kind="EndpointSlice",
-        namespace=after.namespace,
-        name=after.name,
-        uid=after.uid,
+        namespace=news.object.namespace,
+        name=news.object.name,
+        uid=news.object.uid,
         api_version="discovery.k8s.io/v1",
-        resource_version=after.resource_version,
+        resource_version=news.object.resource_version,
     )
-    service = after.service or (before.service if before else "")
-    moment = Moment(news.observed_us, 0, after.resource_version * global_revisions)
-    found = facts.named("Service", "v1", after.namespace, service, moment)
+    moment = Moment(news.observed_us, 0, involved.resource_version * global_revisions)
     record = pb.Record(
-        uid=after.uid,
-        resource_version=after.resource_version,
+        uid=involved.uid,
+        resource_version=involved.resource_version,
         time_us=news.observed_us,
         observed_time_us=news.observed_us,
-        namespace=after.namespace,
-        name=after.name,
+        namespace=involved.namespace,
+        name=involved.name,
         involved=_reference(involved),
-        services=[pb.ServiceRef(namespace=after.namespace, name=service, uid=found.uid if found else "", how="self")],
+        services=[_itself(facts, involved.namespace, name, moment) for name in names],
         endpoints_change=pb.EndpointsChange(
-            service=service,
+            service=names[0],
             joined=[_endpoint(one) for one in change.joined],
             left=[_endpoint(one) for one in change.left],
             became_ready=[_endpoint(one) for one in change.became_ready],
             became_unready=[_endpoint(one) for one in change.became_unready],
+            former_service=former if names[0] != former else "",
+            ready=sum(one.ready for one in now),
+            total=len(now),
         ),
         snapshot_time_us=facts.snapshot_time_us,
+        found_by_list=news.type in _BY_LIST,
     )
     data = _head(pb.ENDPOINTS_CHANGE, cluster) + record.SerializeToString(deterministic=True)
-    return Encoded(news.observed_us, after.uid, after.resource_version, data)
+    return Encoded(news.observed_us, involved.uid, involved.resource_version, data)
+
+
+def _itself(facts: Facts, namespace: str, name: str, moment: Moment) -> pb.ServiceRef:
+    found = facts.named("Service", "v1", namespace, name, moment)
+    return pb.ServiceRef(namespace=namespace, name=name, uid=found.uid if found else "", how="self")
 
 
 def _endpoint(one: EndpointState) -> pb.EndpointRef:
-    return pb.EndpointRef(addresses=one.addresses, kind=one.kind, name=one.name, uid=one.uid, node=one.node)
+    return pb.EndpointRef(
+        addresses=one.addresses, kind=one.kind, name=one.name, uid=one.uid, node=one.node, ready=one.ready
+    )
 
 
 # --- gaps, and back ---------------------------------------------------------------------------

@@ -193,7 +193,7 @@ class Change(msgspec.Struct, Generic[T], frozen=True, array_like=True, gc=False)
 
 
 class News(msgspec.Struct, Generic[T], frozen=True, array_like=True, gc=False):
-    """A change that is not a repeat.
+    """A change that is not a repeat. `type` is a change's, or UNLISTED: a complete list does not show it.
 
     occurrences: for an Event, by how much its count grew since the last record of its UID; else 1.
     previous: for a Service or Endpoints that were updated or deleted, what they were before (None when unknown).

@@ -5,7 +5,11 @@ position to the last is covered; every segment that a commit names is there, as 
 there; no record is there twice; no Event counts more occurrences than it reported. What could not be had is listed as
 a gap.
 
-What can't be told: that the newest commit was removed, when it named no segment; that a whole cluster was removed.
+What can't be told: that the newest commit was removed, when it named no segment; that a whole cluster was removed; that
+a record is there twice when its time is not its object's own and the two are more than 48 hours of data apart.
+
+In memory are the names of all segments (about 500 bytes each), and of records the identities of one hour; of the Events
+that count on, and of what has no time of its own, those of 48 hours.
 """
 
 from __future__ import annotations
@@ -13,18 +17,24 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from google.protobuf.message import DecodeError
 from kubehistory import record_pb2
 
-from transforms import codec, commit
+from transforms import codec, commit, layout
 from transforms.commit import Link
+from transforms.seen import number_of
 from transforms.store import NotFound, Store
 from transforms.types import Gap, Segment
+from transforms.write import label_of
 
 _UNNAMED_WAIT_S = 5.0  # how long a segment may be there before its commit, in a history that is being written
 _LIVE_S = 120.0  # a history whose newest commit is younger than this may be being written
+_PAUSE_S = 0.5  # between two looks at what may be changing
+_LOOKS = 4  # at what is not as it should be, and may be in the hands of a job at work
 _FORGET_HOURS = 48  # partitions after which an Event is not expected any more
 
 
@@ -57,43 +67,79 @@ def verify(
 ) -> Report:
     """Verifies one cluster's history; may run while it is written. progress: segments read so far, of how many."""
     report = Report(cluster)
-    there = {entry.path: entry.size for entry in store.list(codec.cluster_directory(cluster) + "/")}
-    links = list(commit.links(store, cluster, report.problems.append))
-    links = _with_late_commits(store, report, there, links, clock, sleep)
+    there = {entry.path for entry in store.list(codec.cluster_directory(cluster) + "/")}
+    links = _links(store, report, sleep)
+    links += _late_links(store, cluster, there, links, clock, sleep)
     _walk_chain(links, report)
     named = _named(links, report)
-    _check_unnamed(there, named, links, report)
-    _check_numbers(set(there) | set(named), report)
-    _read_segments(store, named, report, progress)
+    _check_unnamed(store, sorted(there - set(named)), links, report)
+    _check_numbers(there | set(named), report)
+    _read_segments(store, named, report, progress, sleep)
     _check_dead(store, links, report)
     return report
 
 
-def _with_late_commits(
+def _links(store: Store, report: Report, sleep: Callable[[float], None]) -> list[Link]:
+    """The chain; walked again when a number is missing, since it may have been folded into an archive meanwhile."""
+    for _ in range(_LOOKS):
+        problems: list[str] = []
+        links = list(commit.links(store, report.cluster, problems.append))
+        passed = {layout.commit(report.cluster, number) for link in links for number in link.passed}
+        if not any(_missing(links)):
+            break
+        sleep(_PAUSE_S)
+    for problem in problems:
+        if problem.partition(":")[0] in passed:
+            report.notes.append(f"{problem}; a start passed over it, and what it covered was read again")
+        else:
+            report.problems.append(problem)
+    return links
+
+
+def _late_links(
     store: Store,
-    report: Report,
-    there: dict[str, int],
+    cluster: str,
+    there: set[str],
     links: list[Link],
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> list[Link]:
-    """The links, with those that appeared because a job is at work while its segments were listed."""
+    """The links that appear because a job is at work: its segments are there a moment before their commit."""
+    late: list[Link] = []
     if not links or clock() - links[-1].to_us / 1e6 > _LIVE_S:
-        return links
-    until = clock() + _UNNAMED_WAIT_S
-    while _unnamed(there, links) and clock() < until:
-        sleep(0.5)
-        found: list[str] = []
-        newer = [link for link in commit.links(store, report.cluster, found.append) if link.number > links[-1].number]
-        links = links + newer
-    return links
+        return late
+    unnamed = there - {path for link in links for path in _paths(link)}
+    for _ in range(round(_UNNAMED_WAIT_S / _PAUSE_S)):
+        if not unnamed:
+            break
+        sleep(_PAUSE_S)
+        while (link := _link_after(store, cluster, (late or links)[-1])) is not None:
+            late.append(link)
+            unnamed -= set(_paths(link))
+    return late
 
 
-def _unnamed(there: Iterable[str], links: list[Link]) -> list[str]:
-    named = {segment.path for link in links for segment in link.segments} | {
-        path for link in links for path in link.found
-    }
-    return sorted(path for path in there if path not in named)
+def _link_after(store: Store, cluster: str, link: Link) -> Link | None:
+    try:
+        return commit.read_link(store, cluster, link.number + 1)
+    except commit.ChainError:
+        return None  # damaged, as was said already
+
+
+def _paths(link: Link) -> Iterator[str]:
+    yield from (segment.path for segment in link.segments)
+    yield from link.found
+
+
+def _missing(links: list[Link]) -> Iterator[tuple[int, int]]:
+    """The spans of numbers that are not there, and that no later commit says it passed over."""
+    newest = 0
+    for link in links:
+        passed = set(link.passed)
+        lacking = [number for number in range(newest + 1, link.number) if number not in passed]
+        if lacking:
+            yield lacking[0], lacking[-1]
+        newest = link.number
 
 
 def _walk_chain(links: list[Link], report: Report) -> None:
@@ -101,38 +147,41 @@ def _walk_chain(links: list[Link], report: Report) -> None:
     if not links:
         report.problems.append("no commit is there: nothing says what this history covers")
         return
-    previous: Link | None = None
+    for first, last in _missing(links):
+        numbers = f"commit {first} is" if first == last else f"commits {first} to {last} are"
+        report.problems.append(f"{numbers} missing: what was covered there is not proved")
+    for previous, link in itertools.pairwise(links):
+        _check_pair(previous, link, report)
     for link in links:
-        if link.number != (previous.number if previous else 0) + 1:
-            missing = f"{previous.number + 1 if previous else 1} to {link.number - 1}"
-            report.problems.append(f"commits {missing} are missing: what they covered is not proved")
-        elif previous is not None and link.previous != previous.checksum:
-            report.problems.append(
-                f"commit {link.number} was written after another commit {previous.number} than is there"
-            )
-        if previous is not None and link.before != previous.after:
-            if link.identity != previous.identity and not link.before:
-                report.notes.append(f"commit {link.number}: the name went to another cluster, read from its beginning")
-            else:
-                report.problems.append(
-                    f"commit {link.number} goes on from other positions than commit {previous.number} ended at: "
-                    "the slice between is not covered"
-                )
         if link.cluster != report.cluster:
             report.problems.append(f"commit {link.number} is of cluster {link.cluster!r}")
         report.gaps.extend(link.gaps)
         if link.found:
             report.notes.append(
-                f"commit {link.number}: {len(link.found)} segments were there before this chain began; "
+                f"commit {link.number}: {len(link.found):,} segments were there under no commit; "
                 "only that they can be read is proved of them"
             )
-        previous = link
     report.from_us, report.to_us = links[0].from_us, links[-1].to_us
-    first: dict[str, str] = {}
+    first_versions: dict[str, str] = {}
     for link in links:
         for key, position in link.after.items():
-            first.setdefault(key, position.resource_version)
-    report.positions = {key: (first[key], p.resource_version) for key, p in links[-1].after.items()}
+            first_versions.setdefault(key, position.resource_version)
+    report.positions = {key: (first_versions[key], p.resource_version) for key, p in links[-1].after.items()}
+
+
+def _check_pair(previous: Link, link: Link, report: Report) -> None:
+    """Whether a link goes on where the one before it ended; where one is missing, nothing but that can be said."""
+    if any(number not in link.passed for number in range(previous.number + 1, link.number)):
+        return
+    if link.previous != previous.checksum:
+        report.problems.append(f"commit {link.number} was written after another commit {previous.number} than is there")
+    if link.identity != previous.identity and previous.identity:
+        report.notes.append(f"commit {link.number}: the name went to another cluster, whose history begins here")
+    elif link.before != previous.after:
+        report.problems.append(
+            f"commit {link.number} goes on from other positions than commit {previous.number} ended at: "
+            "the slice between is not covered"
+        )
 
 
 def _named(links: list[Link], report: Report) -> dict[str, Segment | None]:
@@ -146,12 +195,28 @@ def _named(links: list[Link], report: Report) -> dict[str, Segment | None]:
     return named
 
 
-def _check_unnamed(there: dict[str, int], named: dict[str, Segment | None], links: list[Link], report: Report) -> None:
-    for path in sorted(set(there) - set(named)):
-        what = "a segment that no commit names" if codec.parse_segment(path) else "not a segment"
-        report.problems.append(
-            f"{path}: {what}; a run that died may have left it (the next start takes it in), or it was put there"
-        )
+def _check_unnamed(store: Store, paths: Iterable[str], links: list[Link], report: Report) -> None:
+    newest = links[-1].number if links else 0
+    for path in paths:
+        if codec.parse_segment(path) is None:
+            report.problems.append(f"{path}: expected nothing but segments here, found what is none")
+            continue
+        try:
+            label = label_of(store.read(path))
+        except NotFound:
+            continue
+        why = "no commit names it; it was put there, or another kind of job wrote it"
+        if label > newest:
+            why = (
+                f"it was written for commit {label}, which is not there: the run died before it (then the next start "
+                "takes this in), or it was removed"
+            )
+        elif label:
+            why = (
+                f"it was written for commit {label}, which does not name it: a copy, or another job's "
+                "(the next start empties it)"
+            )
+        report.problems.append(f"{path} is under no commit: {why}")
 
 
 def _check_numbers(paths: Iterable[str], report: Report) -> None:
@@ -166,34 +231,56 @@ def _check_numbers(paths: Iterable[str], report: Report) -> None:
 
 
 def _read_segments(
-    store: Store, named: dict[str, Segment | None], report: Report, progress: Callable[[int, int], None]
+    store: Store,
+    named: dict[str, Segment | None],
+    report: Report,
+    progress: Callable[[int, int], None],
+    sleep: Callable[[float], None],
 ) -> None:
     """Reads every segment, hour by hour: an Event's identity fixes its time, so only an hour's need be remembered."""
     counts = _Counts(report)
     paths = sorted(named)
     for done, path in enumerate(paths):
         segment = named[path]
-        try:
-            data = store.read(path)
-        except NotFound:
-            report.problems.append(f"{path} is missing")
+        data = _read(store, path, segment, sleep)
+        progress(done + 1, len(paths))
+        if data is None:
+            if segment is None or segment.count:  # a name that was voided holds nothing
+                report.problems.append(f"{path} is missing")
             continue
-        if segment is not None and (len(data) != segment.size or codec.checksum(data) != segment.checksum):
+        if segment is not None and not _is(segment, data):
             report.problems.append(
-                f"{path} is not as it was written: {len(data)} bytes of {segment.size}, another checksum"
+                f"{path} is not as it was written: it has {len(data):,} bytes of {segment.size:,}, and another checksum"
             )
         report.segments += 1
         report.bytes += len(data)
         try:
             records = [record_pb2.Record.FromString(record) for record in codec.unpack(data)]
-        except Exception as error:  # CodecError, or what protobuf raises on bytes that are no record
+        except (codec.CodecError, DecodeError) as error:
             report.problems.append(f"{path} can't be read: {error}")
             continue
         if segment is not None and len(records) != segment.count:
-            report.problems.append(f"{path} holds {len(records)} records, its commit says {segment.count}")
+            report.problems.append(f"{path} holds {len(records):,} records, its commit says {segment.count:,}")
         counts.take(path, records)
-        progress(done + 1, len(paths))
     counts.close()
+
+
+def _read(store: Store, path: str, segment: Segment | None, sleep: Callable[[float], None]) -> bytes | None:
+    """A segment's bytes, None when it is not there. One to be voided is looked at again: a job may be about it."""
+    for look in range(_LOOKS):
+        try:
+            data: bytes | None = store.read(path)
+        except NotFound:
+            data = None
+        if segment is None or segment.count or (data is not None and _is(segment, data)):
+            break
+        if look + 1 < _LOOKS:
+            sleep(_PAUSE_S)
+    return data
+
+
+def _is(segment: Segment, data: bytes) -> bool:
+    return len(data) == segment.size and codec.checksum(data) == segment.checksum
 
 
 class _Counts:
@@ -204,9 +291,10 @@ class _Counts:
         self._partition = ""
         self._hours = 0
         self._of_hour: set[bytes] = set()
-        self._others: set[bytes] = set()
-        # uid → (sum of occurrences, sum that was reported, last count, when)
-        self._events: dict[bytes, tuple[int, int, int, int]] = {}
+        self._services: set[bytes] = set()
+        self._undated: dict[bytes, int] = {}  # identity → when; its time is when it was read, which may be twice
+        # UID → (sum of occurrences, sum that was reported, newest version, its count, when)
+        self._events: dict[bytes, tuple[int, int, int, int, int]] = {}
         self._pending: list[record_pb2.Record] = []
 
     def take(self, path: str, records: list[record_pb2.Record]) -> None:
@@ -215,43 +303,62 @@ class _Counts:
             self._end_of_hour()
             self._partition = partition
         for record in records:
-            self._report.records[record_pb2.Kind.Name(record.kind)] += 1
             if codec.partition(record.cluster, record.time_us) != partition:
-                self._report.problems.append(f"{path}: a record of {record.uid} does not belong into this file's hour")
-            identity = hashlib.blake2b(f"{record.uid}\0{record.resource_version}".encode(), digest_size=16).digest()
-            known = self._of_hour if record.kind == record_pb2.EVENT else self._others
-            if identity in known:
+                self._report.problems.append(f"{path}: a record of {record.uid} is of another cluster or hour")
+            if self._is_there(record):
                 self._report.problems.append(
                     f"{path}: the record of {record.uid} at resourceVersion {record.resource_version} is there twice"
                 )
-            known.add(identity)
             if record.kind == record_pb2.EVENT:
                 self._report.occurrences += record.occurrences
                 self._pending.append(record)
+        for kind, count in collections.Counter(record.kind for record in records).items():
+            self._report.records[record_pb2.Kind.Name(kind)] += count
 
     def close(self) -> None:
         self._end_of_hour()
 
+    def _is_there(self, record: record_pb2.Record) -> bool:
+        """Whether a record of this identity was taken before; now one was."""
+        identity = hashlib.blake2b(f"{record.uid}\0{record.resource_version}".encode(), digest_size=16).digest()
+        if record.kind == record_pb2.SERVICE_CHANGE:
+            known = identity in self._services
+            self._services.add(identity)
+        elif record.kind == record_pb2.EVENT and record.time_us != record.observed_time_us:
+            known = identity in self._of_hour
+            self._of_hour.add(identity)
+        else:
+            known = identity in self._undated
+            self._undated[identity] = self._hours
+        return known
+
     def _end_of_hour(self) -> None:
-        """Adds up the hour's Events in the order of their versions."""
-        self._pending.sort(key=lambda record: (len(record.resource_version), record.resource_version))
+        """Adds up the hour's Events in the order of their versions.
+
+        What an Event reported is its highest count; where the count fell, it began anew: what it reported adds up.
+        """
+        self._pending.sort(key=lambda record: number_of(record.resource_version))
         for record in self._pending:
             key = hashlib.blake2b(record.uid.encode(), digest_size=16).digest()
-            counted, reported, last, _ = self._events.get(key, (0, 0, 0, 0))
-            # a count that fell began anew
-            reported += record.count - last if record.count >= last else record.count
+            counted, reported, newest, last, _ = self._events.get(key, (0, 0, 0, 0, 0))
+            version = number_of(record.resource_version)
+            if version >= newest:
+                reported += record.count - last if record.count >= last else record.count
+                newest, last = version, record.count
             counted += record.occurrences
-            self._events[key] = counted, reported, record.count, self._hours
+            self._events[key] = counted, reported, newest, last, self._hours
             if counted > reported:
                 self._report.problems.append(
-                    f"the event {record.uid} counts {counted} occurrences, it reported {reported} ({self._partition})"
+                    f"the event {record.uid} counts {counted:,} occurrences, it reported {reported:,} "
+                    f"({self._partition})"
                 )
         self._pending.clear()
         self._of_hour.clear()
         self._hours += 1
         if self._hours % _FORGET_HOURS == 0:
             old = self._hours - _FORGET_HOURS
-            self._events = {key: event for key, event in self._events.items() if event[3] >= old}
+            self._events = {key: event for key, event in self._events.items() if event[-1] >= old}
+            self._undated = {key: when for key, when in self._undated.items() if when >= old}
 
 
 def _check_dead(store: Store, links: list[Link], report: Report) -> None:

@@ -276,7 +276,8 @@ class _WatchFn(beam.DoFn, _SpanProvider):
             if frame.kind == "lines":
                 heard += changes
             else:
-                yield from self._emit(frames.chunks(changes, frame), position, watermark)
+                # what can't be decoded is in the list, and so is not gone
+                yield from self._emit(frames.chunks(changes, None if bad else frame), position, watermark)
             yield from self._emit(_tagged(target, frame, bad), position, watermark)
         if heard:
             yield from self._emit(frames.chunks(heard), position, watermark)

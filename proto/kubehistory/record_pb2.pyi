@@ -32,7 +32,7 @@ TOMBSTONE: Enrichment
 MISSING: Enrichment
 
 class Record(_message.Message):
-    __slots__ = ("kind", "cluster", "uid", "resource_version", "time_us", "observed_time_us", "namespace", "name", "type", "reason", "message", "action", "first_time_us", "last_time_us", "event_time_us", "count", "occurrences", "component", "host", "reporting_controller", "reporting_instance", "involved", "related", "labels", "annotations", "owners", "node", "node_addresses", "pod", "services", "enrichment", "snapshot_time_us", "service_change", "endpoints_change", "gap")
+    __slots__ = ("kind", "cluster", "uid", "resource_version", "time_us", "observed_time_us", "namespace", "name", "type", "reason", "message", "action", "first_time_us", "last_time_us", "event_time_us", "count", "occurrences", "component", "host", "reporting_controller", "reporting_instance", "involved", "related", "labels", "annotations", "owners", "node", "node_addresses", "pod", "services", "enrichment", "snapshot_time_us", "service_change", "endpoints_change", "gap", "found_by_list")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class Record(_message.Message):
     SERVICE_CHANGE_FIELD_NUMBER: _ClassVar[int]
     ENDPOINTS_CHANGE_FIELD_NUMBER: _ClassVar[int]
     GAP_FIELD_NUMBER: _ClassVar[int]
+    FOUND_BY_LIST_FIELD_NUMBER: _ClassVar[int]
     kind: Kind
     cluster: str
     uid: str
@@ -117,7 +118,8 @@ class Record(_message.Message):
     service_change: ServiceChange
     endpoints_change: EndpointsChange
     gap: Gap
-    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., cluster: _Optional[str] = ..., uid: _Optional[str] = ..., resource_version: _Optional[str] = ..., time_us: _Optional[int] = ..., observed_time_us: _Optional[int] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., type: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., action: _Optional[str] = ..., first_time_us: _Optional[int] = ..., last_time_us: _Optional[int] = ..., event_time_us: _Optional[int] = ..., count: _Optional[int] = ..., occurrences: _Optional[int] = ..., component: _Optional[str] = ..., host: _Optional[str] = ..., reporting_controller: _Optional[str] = ..., reporting_instance: _Optional[str] = ..., involved: _Optional[_Union[Reference, _Mapping]] = ..., related: _Optional[_Union[Reference, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., owners: _Optional[_Iterable[_Union[Owner, _Mapping]]] = ..., node: _Optional[str] = ..., node_addresses: _Optional[_Iterable[_Union[Address, _Mapping]]] = ..., pod: _Optional[_Union[Pod, _Mapping]] = ..., services: _Optional[_Iterable[_Union[ServiceRef, _Mapping]]] = ..., enrichment: _Optional[_Union[Enrichment, str]] = ..., snapshot_time_us: _Optional[int] = ..., service_change: _Optional[_Union[ServiceChange, _Mapping]] = ..., endpoints_change: _Optional[_Union[EndpointsChange, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ...) -> None: ...
+    found_by_list: bool
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., cluster: _Optional[str] = ..., uid: _Optional[str] = ..., resource_version: _Optional[str] = ..., time_us: _Optional[int] = ..., observed_time_us: _Optional[int] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., type: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., action: _Optional[str] = ..., first_time_us: _Optional[int] = ..., last_time_us: _Optional[int] = ..., event_time_us: _Optional[int] = ..., count: _Optional[int] = ..., occurrences: _Optional[int] = ..., component: _Optional[str] = ..., host: _Optional[str] = ..., reporting_controller: _Optional[str] = ..., reporting_instance: _Optional[str] = ..., involved: _Optional[_Union[Reference, _Mapping]] = ..., related: _Optional[_Union[Reference, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., owners: _Optional[_Iterable[_Union[Owner, _Mapping]]] = ..., node: _Optional[str] = ..., node_addresses: _Optional[_Iterable[_Union[Address, _Mapping]]] = ..., pod: _Optional[_Union[Pod, _Mapping]] = ..., services: _Optional[_Iterable[_Union[ServiceRef, _Mapping]]] = ..., enrichment: _Optional[_Union[Enrichment, str]] = ..., snapshot_time_us: _Optional[int] = ..., service_change: _Optional[_Union[ServiceChange, _Mapping]] = ..., endpoints_change: _Optional[_Union[EndpointsChange, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., found_by_list: _Optional[bool] = ...) -> None: ...
 
 class Reference(_message.Message):
     __slots__ = ("kind", "namespace", "name", "uid", "api_version", "resource_version", "field_path")
@@ -262,32 +264,40 @@ class ServiceChange(_message.Message):
     def __init__(self, change: _Optional[_Union[ServiceChange.Change, str]] = ..., changed: _Optional[_Iterable[str]] = ..., before: _Optional[_Union[ServiceState, _Mapping]] = ..., after: _Optional[_Union[ServiceState, _Mapping]] = ..., pods: _Optional[_Iterable[_Union[Pod, _Mapping]]] = ...) -> None: ...
 
 class EndpointsChange(_message.Message):
-    __slots__ = ("service", "joined", "left", "became_ready", "became_unready")
+    __slots__ = ("service", "joined", "left", "became_ready", "became_unready", "former_service", "ready", "total")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
     BECAME_READY_FIELD_NUMBER: _ClassVar[int]
     BECAME_UNREADY_FIELD_NUMBER: _ClassVar[int]
+    FORMER_SERVICE_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
     service: str
     joined: _containers.RepeatedCompositeFieldContainer[EndpointRef]
     left: _containers.RepeatedCompositeFieldContainer[EndpointRef]
     became_ready: _containers.RepeatedCompositeFieldContainer[EndpointRef]
     became_unready: _containers.RepeatedCompositeFieldContainer[EndpointRef]
-    def __init__(self, service: _Optional[str] = ..., joined: _Optional[_Iterable[_Union[EndpointRef, _Mapping]]] = ..., left: _Optional[_Iterable[_Union[EndpointRef, _Mapping]]] = ..., became_ready: _Optional[_Iterable[_Union[EndpointRef, _Mapping]]] = ..., became_unready: _Optional[_Iterable[_Union[EndpointRef, _Mapping]]] = ...) -> None: ...
+    former_service: str
+    ready: int
+    total: int
+    def __init__(self, service: _Optional[str] = ..., joined: _Optional[_Iterable[_Union[EndpointRef, _Mapping]]] = ..., left: _Optional[_Iterable[_Union[EndpointRef, _Mapping]]] = ..., became_ready: _Optional[_Iterable[_Union[EndpointRef, _Mapping]]] = ..., became_unready: _Optional[_Iterable[_Union[EndpointRef, _Mapping]]] = ..., former_service: _Optional[str] = ..., ready: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class EndpointRef(_message.Message):
-    __slots__ = ("addresses", "kind", "name", "uid", "node")
+    __slots__ = ("addresses", "kind", "name", "uid", "node", "ready")
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
     addresses: _containers.RepeatedScalarFieldContainer[str]
     kind: str
     name: str
     uid: str
     node: str
-    def __init__(self, addresses: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., uid: _Optional[str] = ..., node: _Optional[str] = ...) -> None: ...
+    ready: bool
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., uid: _Optional[str] = ..., node: _Optional[str] = ..., ready: _Optional[bool] = ...) -> None: ...
 
 class Gap(_message.Message):
     __slots__ = ("from_us", "to_us", "why", "resource", "namespace", "from_version", "to_version")

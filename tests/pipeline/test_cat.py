@@ -12,6 +12,7 @@ import pytest
 from kubehistory.record_pb2 import Record
 
 from pipeline import cat
+from pipeline.reading import parse_time, rfc3339
 from transforms import codec
 from transforms.store import LocalStore, S3Store
 
@@ -127,7 +128,7 @@ def test_an_enum_value_that_this_version_does_not_know_is_its_number():
     ],
 )
 def test_a_time_is_rfc_3339_with_microseconds(time_us, text):
-    assert cat.rfc3339(time_us) == text
+    assert rfc3339(time_us) == text
 
 
 def test_records_come_oldest_first(store, uids):
@@ -169,13 +170,13 @@ def test_since_may_be_a_duration_back_from_now(store, uids):
     ],
 )
 def test_a_time_or_a_duration_is_understood(text, time_us):
-    assert cat.parse_time(text, now_us=START_US) == time_us
+    assert parse_time(text, now_us=START_US) == time_us
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "15", "m", "-1h", "15 m", "2026-13-01T00:00:00Z"])
 def test_what_is_neither_a_time_nor_a_duration_is_refused(text):
     with pytest.raises(ValueError, match="expected a time such as"):
-        cat.parse_time(text, now_us=START_US)
+        parse_time(text, now_us=START_US)
 
 
 def test_the_namespace_is_the_event_s_or_the_object_s(store, uids):
@@ -284,6 +285,8 @@ def test_help_names_every_option(capsys):
 
 def command(*arguments: str, **options) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # Where the tests run in the background, they ignore SIGINT, and so would what they start.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([sys.executable, "-m", "pipeline.cat", *arguments], **pipes, **options)
 
 

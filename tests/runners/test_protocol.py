@@ -11,8 +11,7 @@ import collections
 import dataclasses
 import random
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from kubehistory.record_pb2 import EVENT, SERVICE_CHANGE, Record
 
 from runners.history import Epoch, History
+from tests.chains import CLUSTER, EVENTS, HOUR_US, NOW_US, SERVICES, TTL_S, Carried, Killed, MemoryStore
 from transforms import codec, commit
 from transforms.batch import by_partition, decode_records
 from transforms.commit import ChainError
@@ -28,7 +28,7 @@ from transforms.dedup import deduplicate
 from transforms.kube import newer
 from transforms.record import event_time
 from transforms.seen import Seen
-from transforms.store import Entry, NotFound, Store
+from transforms.store import Store
 from transforms.types import (
     Change,
     Changes,
@@ -40,87 +40,13 @@ from transforms.types import (
     Progress,
     Service,
     ServiceSpec,
-    Target,
 )
 from transforms.verify import verify
 from transforms.write import write_epoch
 
-CLUSTER = "prod"
-EVENTS, SERVICES = Target(CLUSTER, "events"), Target(CLUSTER, "services")
-HOUR_US = 3_600_000_000
-NOW_US = time.time_ns() // 1000
 BATCH_SIZE = 2
-TTL_S = 3600.0
 
-# --- the sink
-# -----------------------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """A job died here: nothing catches it."""
-
-
-class MemoryStore(Store):
-    """A sink in memory. `before` is asked ahead of each operation: "go", or how the job dies there."""
-
-    url = "memory:"
-
-    def __init__(self, objects: dict[str, bytes], before: Callable[[str], str] = lambda operation: "go") -> None:
-        self.objects, self._before = objects, before
-        self.delayed: list[tuple[str, bytes]] = []
-
-    def create(self, path: str, data: bytes) -> bool:
-        how = self._before("create")
-        if how == "die after":
-            self.objects.setdefault(path, data)
-        elif how == "die, and it is done later":
-            self.delayed.append((path, data))
-        self._die_unless(how)
-        if path in self.objects:
-            return False
-        self.objects[path] = data
-        return True
-
-    def read(self, path: str) -> bytes:
-        self._die_unless(self._before("read"))
-        if path not in self.objects:
-            raise NotFound(path)
-        return self.objects[path]
-
-    def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
-        self._die_unless(self._before("list"))
-        found = sorted(path for path in self.objects if path.startswith(prefix) and path > after)
-        return iter([Entry(path, len(self.objects[path])) for path in found])
-
-    def list_dirs(self, directory: str = "") -> Sequence[str]:
-        start = f"{directory}/" if directory else ""
-        rests = [path[len(start) :] for path in self.objects if path.startswith(start)]
-        return sorted({rest.split("/")[0] for rest in rests if "/" in rest})
-
-    def delete(self, path: str) -> None:
-        how = self._before("delete")
-        if how == "die after":
-            self.objects.pop(path, None)
-        self._die_unless(how)
-        self.objects.pop(path, None)
-
-    def check(self, *, write: bool = True) -> None:
-        return
-
-    def late(self) -> None:
-        """What a dead job had sent arrives now."""
-        for path, data in self.delayed:
-            self.objects.setdefault(path, data)
-        self.delayed.clear()
-
-    @staticmethod
-    def _die_unless(how: str) -> None:
-        if how != "go":
-            raise Killed
-
-
-# --- the source
-# ---------------------------------------------------------------------------------------------------------
+# --- the source ----------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,22 +112,7 @@ class Source:
         return Change(kind, Service(metadata=metadata, spec=ServiceSpec(type=str(version.number))), NOW_US)
 
 
-# --- a job
-# --------------------------------------------------------------------------------------------------------------
-
-
-class Carried:
-    """What `transforms.carried.Carried` carries of a history, without its connections."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.commits: dict[str, int] = {}
-        self.sequences: dict[str, int] = {}
-        self.written: set[tuple[str, str]] = set()
-        self._seen = Seen()
-
-    def seen(self, cluster: str) -> Seen:
-        return self._seen
+# --- a job ---------------------------------------------------------------------------------------------------------
 
 
 def run_job(store: Store, source: Source, run: str, choose: Callable[[int], int], epochs: int, began_us: int) -> None:
@@ -277,8 +188,7 @@ def records_of(chunk: NewsChunk) -> list[Encoded]:
     return [Encoded(r.time_us, r.uid, r.resource_version, r.SerializeToString()) for r in records]
 
 
-# --- a run
-# --------------------------------------------------------------------------------------------------------------
+# --- a run ---------------------------------------------------------------------------------------------------------
 
 DEATHS = ["die before", "die after", "die, and it is done later"]
 

@@ -159,7 +159,7 @@ def test_a_service_is_news_when_it_is_new_and_when_it_differs():
         News("MODIFIED", service(11, "api"), 5, 1, service(10))
     ]
     assert told_services(seen, ("LISTED", service(12, "api", labels={"team": "a"}))) == [
-        News("MODIFIED", service(12, "api", labels={"team": "a"}), 5, 1, service(11, "api"))
+        News("LISTED", service(12, "api", labels={"team": "a"}), 5, 1, service(11, "api"))
     ]
 
 

@@ -286,14 +286,25 @@ def test_a_service_that_is_new_has_no_before(kind: str, expected: int, seconds: 
 
 
 def test_a_deleted_service_has_only_a_before() -> None:
-    found = decode(change("DELETED", service()).data).service_change
+    record = decode(change("DELETED", service()).data)
+    found = record.service_change
     assert found.change == pb.ServiceChange.DELETED
     assert found.before.cluster_ip == "10.96.0.7"
     assert not found.HasField("after")
+    assert not record.found_by_list
+
+
+def test_a_service_that_a_list_no_longer_shows_was_deleted_some_time_before() -> None:
+    record = decode(change("UNLISTED", service(), service()).data)
+    assert record.service_change.change == pb.ServiceChange.DELETED
+    assert record.service_change.before.cluster_ip == "10.96.0.7"
+    assert record.found_by_list
 
 
 def test_a_listed_service_that_was_known_otherwise_was_updated() -> None:
-    found = decode(change("LISTED", service("201", type="NodePort"), service()).data).service_change
+    record = decode(change("LISTED", service("201", type="NodePort"), service()).data)
+    found = record.service_change
+    assert record.found_by_list
     assert found.change == pb.ServiceChange.UPDATED
     assert found.changed == ["type"]
 

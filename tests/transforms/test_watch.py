@@ -322,6 +322,22 @@ def test_bad_json_goes_out_as_a_dead_letter_with_its_bytes(server, process):
     assert run.tagged["progress"][0].read == 1
 
 
+def test_a_list_of_services_tells_every_shard_that_it_is_whole(server, process):
+    server.store.create("services", {"metadata": {"name": "web", "namespace": "shop"}})
+    run = Run(process, target=Target("prod", "services"), shards=3)
+    assert run.names == ["web"]
+    assert [chunk.listed.shard for _, chunk in run.chunks] == [0, 1, 2]
+    assert {chunk.listed.version for _, chunk in run.chunks} == {run.span.position.resource_version}
+
+
+def test_a_list_with_what_can_not_be_decoded_says_of_nothing_that_it_is_gone(server, process):
+    server.store.create("services", {"metadata": {"name": "web", "namespace": "shop"}})
+    server.store.create("services", {"metadata": {"name": "bad", "namespace": "shop"}, "spec": {"ports": 1}})
+    run = Run(process, target=Target("prod", "services"), shards=3)
+    assert len(run.tagged["dead"]) == 1
+    assert [(chunk.services[0].object.metadata.name, chunk.listed) for _, chunk in run.chunks] == [("web", None)]
+
+
 def test_a_refusal_goes_out_as_a_gap(server, process):
     server.forbid("services")
     services = Target("prod", "services")
