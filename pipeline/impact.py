@@ -2,8 +2,8 @@
 
 Its own events, its pods', nodes' and workloads' events, its own changes and those of its endpoints, oldest first.
 Repeats are one row: the same object, reason and message but for numbers and identifiers, with the first time, the
-last and how often it truly occurred. Messages are cut to the width of a terminal, and whole elsewhere. Clusters that
-have a Service of the name are told one after the other.
+last and how often it truly occurred; steps of scaling stay apart. Messages are cut to the width of a terminal, and
+whole elsewhere. Clusters that have a Service of the name are told one after the other.
 
 `--format json` prints one document a cluster, each a line: {"cluster", "service", "from", "to", "summary": {...},
 "timeline": [{"time", "last_time", "count", "kind", "warning", "object", "reason", "message", "how"}], "gaps":
@@ -35,6 +35,7 @@ from transforms.read import read_records
 from transforms.store import Retrying, StoreError
 
 _IDENTIFIERS = re.compile(r"\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\b0x[0-9a-f]+\b|\d+(?:\.\d+)*")
+_SCALING = frozenset({"ScalingReplicaSet", "SuccessfulRescale"})  # whose numbers are the news
 _SHOWN = 6  # names of one kind in the summary
 _WIDE = 110  # columns from which on a terminal has room for last times
 _GAP_SHOWN = 3  # gaps of one resource and reason in the summary
@@ -175,7 +176,8 @@ class _Folding:
             found.pods.add(record.involved.name)
         if record.node:
             found.nodes.add(record.node)
-        key = (f"{record.involved.namespace}/{row.object}", row.reason, _IDENTIFIERS.sub("#", row.message))
+        pattern = row.message if row.reason in _SCALING else _IDENTIFIERS.sub("#", row.message)
+        key = (f"{record.involved.namespace}/{row.object}", row.reason, pattern)
         known = self._folded.setdefault(key, row)
         if known is row:
             found.rows.append(row)

@@ -98,6 +98,13 @@ def test_repeats_of_one_object_are_one_row_with_the_true_count():
     assert (found.events, found.warnings, found.reasons["BackOff"]) == (7, 7, 7)
 
 
+def test_steps_of_scaling_are_rows_of_their_own():
+    steps = [event(at_s, message=f"Scaled down from {9 - at_s} to {8 - at_s}") for at_s in (1, 2)]
+    for one in steps:
+        one.reason = "ScalingReplicaSet"
+    assert len(timeline(steps, "shop/web").rows) == 2
+
+
 def test_another_object_or_message_is_a_row_of_its_own():
     found = timeline([event(1), event(2, name="web-2"), event(3, message="OOM")], "shop/web")
     assert [row.object for row in found.rows] == ["Pod/web-1", "Pod/web-2", "Pod/web-1"]
