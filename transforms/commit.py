@@ -11,7 +11,9 @@ the other, each from the state that the one before left. Nothing is deleted from
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -92,10 +94,13 @@ class State(msgspec.Struct, kw_only=True):
 
 _COMMIT = msgspec.json.Decoder(Commit)
 _LINKS = msgspec.json.Decoder(list[Link])
+_SEALED = re.compile(rb"\x1f\x8b\x08\x10.{6}([0-9a-f]{64})\0", re.DOTALL)
 
 
 def encode(commit: Commit | Sequence[Link]) -> bytes:
-    return igzip.compress(msgspec.json.encode(commit), 1, mtime=0)
+    """Gzipped JSON with its checksum as the comment in the gzip header: gzip's own checksum leaves some bits out."""
+    data = igzip.compress(msgspec.json.encode(commit), 1, mtime=0)
+    return data[:3] + b"\x10" + data[4:10] + codec.checksum(data).encode() + b"\0" + data[10:]
 
 
 def decode(data: bytes) -> Commit:
@@ -114,7 +119,7 @@ def read_state(store: Store, cluster: str) -> State:
     Raises ChainError when commits are there and none can be gone on from; StoreError.
     """
     directory = layout.state(cluster)
-    numbers = [layout.commit_number(entry.path) for entry in store.list(f"{directory}/commits/")]
+    numbers = _numbers(store, cluster)
     state = State(next_number=numbers[-1] + 1 if numbers else 1)
     newest_first: list[Commit] = []
     for number in reversed(numbers):
@@ -122,7 +127,7 @@ def read_state(store: Store, cluster: str) -> State:
             continue
         path = layout.commit(cluster, number)
         try:
-            commit = decode(store.read(path))
+            commit = _read_commit(store, cluster, number)
             if newest_first and newest_first[-1].previous != commit.checksum:
                 raise ChainError(f"expected what commit {newest_first[-1].number} was written after, found another")
         except (ChainError, NotFound) as error:
@@ -191,14 +196,15 @@ def compact(store: Store, cluster: str, before: int, keep: int = KEEP) -> None:
     What is folded is deleted after the archive is there; what is damaged stays as it is, for `verify` to find. Safe to
     repeat after a crash: of a number that an archive holds a commit is left over, or came too late (`append`).
     """
-    directory = layout.state(cluster)
-    numbers = [layout.commit_number(entry.path) for entry in store.list(f"{directory}/commits/")]
+    numbers = _numbers(store, cluster)
     archived = max((layout.archive_span(path)[1] for path in _archives(store, cluster)), default=0)
     old = [layout.commit(cluster, number) for number in numbers if archived < number < before]
     _fold(store, cluster, old)
     for number in numbers:
         if number <= archived:
-            store.delete(layout.commit(cluster, number))
+            with contextlib.suppress(ChainError, NotFound):
+                _read_commit(store, cluster, number)
+                store.delete(layout.commit(cluster, number))
     young = list(itertools.takewhile(lambda path: _length(path) < keep * keep, reversed(_archives(store, cluster))))
     if len(young) > keep:
         _fold(store, cluster, young[::-1])
@@ -207,13 +213,13 @@ def compact(store: Store, cluster: str, before: int, keep: int = KEEP) -> None:
 def read_link(store: Store, cluster: str, number: int) -> Link | None:
     """The link of a number, from its commit or from an archive; None when it is not there. Raises ChainError."""
     try:
-        return decode(store.read(layout.commit(cluster, number)))
+        return _read_commit(store, cluster, number)
     except NotFound:
         pass
     for path in _archives(store, cluster):
         first, last = layout.archive_span(path)
         if first <= number <= last:
-            for link in decode_archive(store.read(path)):
+            for link in _read_archive(store, path):
                 if link.number == number:
                     return link
     return None
@@ -222,23 +228,25 @@ def read_link(store: Store, cluster: str, number: int) -> Link | None:
 def links(store: Store, cluster: str, problem: Callable[[str], None]) -> Iterator[Link]:
     """All links of a cluster's chain in the order of their numbers; what can't be read goes to `problem`."""
     last = 0
-    for path in _archives(store, cluster):
+    for path in _archives(store, cluster, problem):
         try:
-            for link in decode_archive(store.read(path)):
+            here = decode_archive(store.read(path))
+            for link in here:
                 if link.number > last:  # an archive and what was folded into it may both be there
                     last = link.number
                     yield link
+            _check_span(path, here)
         except NotFound:
             continue  # folded into another since it was listed
         except ChainError as error:
             problem(f"{path}: {error}")
-    for entry in list(store.list(f"{layout.state(cluster)}/commits/")):
+    for number in _numbers(store, cluster, problem):
         try:
-            commit = decode(store.read(entry.path))
+            commit = _read_commit(store, cluster, number)
         except NotFound:
             continue  # folded into an archive since it was listed
         except ChainError as error:
-            problem(f"{entry.path}: {error}")
+            problem(f"{layout.commit(cluster, number)}: {error}")
             continue
         if commit.number > last:
             last = commit.number
@@ -256,7 +264,7 @@ def _fold(store: Store, cluster: str, paths: Sequence[str]) -> None:
     folded = []
     for path in paths:
         try:
-            here = _links_of(path, store.read(path))
+            here = _links_of(store, cluster, path)
         except ChainError:
             continue
         links.update((link.number, link) for link in here if link.number not in links)
@@ -272,12 +280,55 @@ def _fold(store: Store, cluster: str, paths: Sequence[str]) -> None:
             store.delete(path)
 
 
-def _links_of(path: str, data: bytes) -> list[Link]:
-    return decode_archive(data) if "/chain/" in path else [_link(decode(data))]
+def _links_of(store: Store, cluster: str, path: str) -> list[Link]:
+    if "/chain/" in path:
+        return _read_archive(store, path)
+    return [_link(_read_commit(store, cluster, layout.commit_number(path)))]
 
 
-def _archives(store: Store, cluster: str) -> list[str]:
-    return [entry.path for entry in store.list(f"{layout.state(cluster)}/chain/")]
+def _read_commit(store: Store, cluster: str, number: int) -> Commit:
+    """Raises ChainError, NotFound."""
+    commit = decode(store.read(layout.commit(cluster, number)))
+    if commit.number != number:
+        raise ChainError(f"expected commit {number}, found commit {commit.number}")
+    return commit
+
+
+def _read_archive(store: Store, path: str) -> list[Link]:
+    """Raises ChainError, NotFound."""
+    links = decode_archive(store.read(path))
+    _check_span(path, links)
+    return links
+
+
+def _check_span(path: str, links: Sequence[Link]) -> None:
+    first, last = layout.archive_span(path)
+    found = [link.number for link in links] or [0]
+    if (first, last) != (found[0], found[-1]):
+        raise ChainError(f"expected commits {first} to {last}, found commits {found[0]} to {found[-1]}")
+
+
+def _ignore(problem: str) -> None:
+    return
+
+
+def _numbers(store: Store, cluster: str, problem: Callable[[str], None] = _ignore) -> list[int]:
+    """The numbers of the commits that are there; of what has a name that is none, `problem` is told."""
+    paths = [entry.path for entry in store.list(f"{layout.state(cluster)}/commits/")]
+    return [layout.commit_number(path) for path in _named_well(paths, layout.is_commit, problem)]
+
+
+def _archives(store: Store, cluster: str, problem: Callable[[str], None] = _ignore) -> list[str]:
+    paths = [entry.path for entry in store.list(f"{layout.state(cluster)}/chain/")]
+    return list(_named_well(paths, layout.is_archive, problem))
+
+
+def _named_well(paths: Sequence[str], is_one: Callable[[str], bool], problem: Callable[[str], None]) -> Iterator[str]:
+    for path in paths:
+        if is_one(path):
+            yield path
+        else:
+            problem(f"{path}: expected nothing but the chain here, found what is none of it")
 
 
 def _link(commit: Commit) -> Link:
@@ -290,6 +341,10 @@ def _length(path: str) -> int:
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
+    if sealed := _SEALED.match(data):
+        data = data[:3] + b"\0" + data[4:10] + data[sealed.end() :]
+    if data[3:4] != b"\0" or (sealed and codec.checksum(data).encode() != sealed[1]):
+        raise ChainError(f"expected gzipped JSON of commits, got {len(data)} bytes that are not as they were written")
     try:
         return decoder.decode(igzip.decompress(data))
     except (msgspec.MsgspecError, OSError, EOFError, zlib.error, ValueError, *codec.DAMAGED) as error:

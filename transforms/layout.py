@@ -10,9 +10,14 @@ _dead/cluster=<name>/dt=YYYY-MM-DD/<checksum>.jsonl             what could not b
 
 from __future__ import annotations
 
+import re
+
 from transforms import codec
 
 SCHEMA = "_schema/record.desc"
+
+_COMMIT = re.compile(r"_state/[^/]+/commits/\d{10}\.json\.gz")
+_ARCHIVE = re.compile(r"_state/[^/]+/chain/\d{10}-\d{10}\.json\.gz")
 
 
 def state(cluster: str) -> str:
@@ -29,6 +34,10 @@ def commit_number(path: str) -> int:
     return int(path.rpartition("/")[2].partition(".")[0])
 
 
+def is_commit(path: str) -> bool:
+    return bool(_COMMIT.fullmatch(path))
+
+
 def archive(cluster: str, first: int, last: int) -> str:
     return f"{state(cluster)}/chain/{first:010d}-{last:010d}.json.gz"
 
@@ -37,6 +46,10 @@ def archive_span(path: str) -> tuple[int, int]:
     """The first and last commit number in an archive's path."""
     first, _, last = path.rpartition("/")[2].partition(".")[0].partition("-")
     return int(first), int(last)
+
+
+def is_archive(path: str) -> bool:
+    return bool(_ARCHIVE.fullmatch(path))
 
 
 def facts(cluster: str, time: str) -> str:

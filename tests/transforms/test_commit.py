@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -79,6 +81,24 @@ def test_a_commit_comes_back_as_it_was_written_with_its_checksum() -> None:
 def test_bytes_that_are_no_commit_are_told(data: bytes) -> None:
     with pytest.raises(ChainError, match="expected gzipped JSON of commits"):
         commit.decode(data)
+
+
+def test_a_commit_is_a_gzip_file_that_any_reader_opens() -> None:
+    assert json.loads(gzip.decompress(commit.encode(a_commit(1))))["number"] == 1
+
+
+def test_a_commit_without_a_checksum_in_its_header_is_read() -> None:
+    plain = gzip.compress(gzip.decompress(commit.encode(a_commit(1))), mtime=0)
+    assert commit.decode(plain).number == 1
+
+
+def test_no_bit_of_a_commit_can_be_altered_unnoticed() -> None:
+    data = commit.encode(a_commit(1))
+    for bit in range(8 * len(data)):
+        altered = bytearray(data)
+        altered[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ChainError):
+            commit.decode(bytes(altered))
 
 
 def test_of_two_commits_with_one_number_the_second_fails(store: MemoryStore) -> None:
@@ -196,6 +216,24 @@ def test_a_commit_of_a_number_that_an_archive_holds_counts_for_nothing(store: Me
     assert [link.run for link in commit.links(store, CLUSTER, print)] == ["r"] * 6
     commit.compact(store, CLUSTER, 6)
     assert late not in store.objects
+
+
+def test_what_an_archive_holds_beside_a_damaged_commit_does_not_have_it_deleted(store: MemoryStore) -> None:
+    write_chain(store, 9)
+    store.objects[layout.commit(CLUSTER, 2)] = b"damaged"
+    for before in (5, 8, 9):
+        commit.compact(store, CLUSTER, before)
+    assert commit_numbers(store) == [2, 9]
+
+
+def test_a_commit_under_the_name_of_another_is_passed_over_and_stays(store: MemoryStore) -> None:
+    write_chain(store, 3)
+    store.objects[layout.commit(CLUSTER, 4)] = store.objects[layout.commit(CLUSTER, 3)]
+    state = commit.read_state(store, CLUSTER)
+    assert (state.last and state.last.number, state.next_number) == (3, 5)
+    assert state.passed == {4: "expected commit 4, found commit 3"}
+    commit.compact(store, CLUSTER, 5)
+    assert commit_numbers(store) == [4]
 
 
 def test_a_damaged_archive_is_told_and_left(store: MemoryStore) -> None:

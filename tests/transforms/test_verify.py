@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import gzip
 from collections.abc import Callable
 
 import pytest
@@ -449,21 +448,12 @@ def test_all_commits_that_were_removed_are_found(store: MemoryStore) -> None:
     assert problems(store).count("is under no commit") == 9
 
 
-def _says_the_same(altered: bytearray, whole: bytes) -> bool:
-    with contextlib.suppress(Exception):
-        return gzip.decompress(altered) == gzip.decompress(whole)
-    return False
-
-
 def test_any_bit_of_a_commit_or_an_archive_that_was_altered_is_found(store: MemoryStore) -> None:
     for path in [path for path in store.objects if "/commits/" in path or "/chain/" in path]:
         whole = store.objects[path]
-        newest = path.endswith(f"{COMMITS:010d}.json.gz")
         for bit in range(0, 8 * len(whole), 11):
             altered = bytearray(whole)
             altered[bit // 8] ^= 1 << bit % 8
-            if (newest or "/chain/" in path) and _says_the_same(altered, whole):
-                continue  # a gzip header's time or a padding bit: nothing is changed, and no checksum covers it
             store.objects[path] = bytes(altered)
             assert problems(store), (path, bit)
         store.objects[path] = whole
