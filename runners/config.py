@@ -7,7 +7,8 @@ import dataclasses
 from transforms.carried import Settings
 from transforms.kube import Cluster
 from transforms.store import StoreConfig
-from transforms.watch import Filter
+from transforms.types import Target
+from transforms.watch import RESOURCES, Filter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,12 @@ class JobConfig:
     debug: bool = False
     heartbeat_file: str = ""
     settings: Settings = dataclasses.field(kw_only=True)
+
+    def targets(self, cluster: str) -> list[Target]:
+        """What is watched of one cluster: each resource of the source, in each namespace."""
+        return [
+            Target(cluster, resource, namespace) for resource in RESOURCES for namespace in self.namespaces or ("",)
+        ]
 
     @property
     def event_ttl_s(self) -> float:

@@ -122,11 +122,7 @@ class DirectJob:
     def _begin(self, cluster: str) -> KubeError | None:
         """Opens one cluster's history; returns why the cluster can't be read, where it can't."""
         connection = self._readers.connection(cluster)
-        targets = [
-            Target(cluster, resource, namespace)
-            for resource in RESOURCES
-            for namespace in self._config.namespaces or ("",)
-        ]
+        targets = self._config.targets(cluster)
         identity, failed = "", None
         try:
             identity = connection.identity()

@@ -65,7 +65,6 @@ class History:
     def __init__(self, carried: Carried, cluster: str, identity: str, run: str, event_ttl_s: float) -> None:
         self.cluster = cluster
         self.positions: dict[str, Position] = {}
-        self.committed_at = 0.0
         self.unknown_since_us: int | None = None
         self._carried, self._store, self._seen = carried, carried.store, carried.seen(cluster)
         self._identity, self._run = identity, run
@@ -161,7 +160,6 @@ class History:
                 void(self._store, segment.path)
         self._carried.written -= self._written - set(written)
         self.positions, self._found, self._passed, self._written = after, [], [], set(written)
-        self.committed_at = time.monotonic()
         if base:
             commit.compact(self._store, self.cluster, self._base, commit.KEEP)
             for partition in closed:

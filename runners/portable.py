@@ -7,7 +7,6 @@ this project installed.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import signal
 import threading
@@ -28,7 +27,6 @@ from runners.errors import RunnerError
 from transforms import codec, layout
 from transforms.carried import Process
 from transforms.types import Target
-from transforms.watch import RESOURCES
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,10 +73,7 @@ def submit(config: JobConfig, flags: Sequence[str], build: Build, runner: Portab
 
 def targets_of(config: JobConfig) -> list[Target]:
     """What is watched: one element each, so that a cluster that is down holds no other back."""
-    return [
-        Target(cluster.name, resource, namespace)
-        for cluster, resource, namespace in itertools.product(config.clusters, RESOURCES, config.namespaces or ("",))
-    ]
+    return [target for cluster in config.clusters for target in config.targets(cluster.name)]
 
 
 def write_schema(config: JobConfig) -> None:
